@@ -1,0 +1,21 @@
+//! Tidewire: a low-latency telemetry streaming server.
+//!
+//! The way of a sample, in the order of the modules:
+//!
+//! ```text
+//! socket -> inbound -> wire/decode -> session -> hub -> hub/channel -> hub/batch -> wire/encode (once per class)
+//!        -> outbox (per connection) -> outbound -> socket
+//! ```
+//!
+//! Words, one for a thing: a **sample** is one datum published, with its source time; a **channel** a named stream of
+//! samples with one sequence; a **batch** the open set of samples of a channel that waits for its flush; a **frame** a
+//! sealed batch, immutable bytes shared by all its receivers; an **outbox** the bounded send queue of one connection; a
+//! **session** the rules of one client's conversation; a **connection** the lifecycle of one socket; the **hub** the
+//! registry of channels and their subscribers; a **worker** one thread with its own runtime, connections and hub shard;
+//! a **gap** samples that a subscriber will not get, announced in band; the **flush window** the longest that a sample
+//! waits in a batch.
+
+pub mod clock;
+pub mod close;
+pub mod pattern;
+pub mod wire;

@@ -1,0 +1,258 @@
+//! Channel names and the patterns of subscriptions. Pure; never allocates while matching.
+//!
+//! A name is one or more tokens joined by `.`; a pattern may hold `*` for exactly one token and end in `>` for one or
+//! more tokens, as in NATS, so that names map onto a broker's subjects unchanged. Names that begin with `$` belong to the
+//! server; a pattern reaches them only if it spells out their first token.
+
+use std::fmt;
+
+pub mod index;
+
+/// Tokens in a name or pattern, at the most. Deeper names are a mistake far more often than a need.
+pub const TOKENS_MAX: usize = 16;
+
+/// Why a name or pattern was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// No characters.
+    #[error("is empty; a channel is one or more tokens joined by '.', such as robot.7.imu")]
+    Empty,
+    /// Over the limit in bytes.
+    #[error("has {bytes} bytes; at most {bytes_max} are allowed")]
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// More than [`TOKENS_MAX`] tokens.
+    #[error("has more than {TOKENS_MAX} tokens")]
+    TooDeep,
+    /// Two dots in a row, or one at an end.
+    #[error("has an empty token at byte {at}; a single '.' stands between tokens, none at the ends")]
+    EmptyToken {
+        /// Offset of the empty token.
+        at: usize,
+    },
+    /// A character that no token may hold.
+    #[error(
+        "has a character that is not allowed at byte {at}; tokens hold ASCII letters, digits and _ - : @ + = ~ %"
+    )]
+    BadCharacter {
+        /// Offset of the character.
+        at: usize,
+    },
+    /// `*` or `>` where only a name will do.
+    #[error("has a wildcard at byte {at}; a channel to publish to is a name, not a pattern")]
+    Wildcard {
+        /// Offset of the wildcard.
+        at: usize,
+    },
+    /// `*` beside other characters, or `>` that is not the last token.
+    #[error("has a misplaced wildcard at byte {at}; '*' is a whole token, '>' the last token")]
+    MisplacedWildcard {
+        /// Offset of the wildcard.
+        at: usize,
+    },
+}
+
+/// A checked pattern; a name without wildcards is a pattern that matches itself.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Pattern {
+    text: Box<str>,
+    literal: bool,
+}
+
+impl Pattern {
+    /// Checks `text` against the grammar and `bytes_max`.
+    ///
+    /// # Errors
+    /// Says what is wrong and at which byte.
+    pub fn parse(text: &str, bytes_max: usize) -> Result<Self, PatternError> {
+        let wildcard = check(text, bytes_max)?;
+        Ok(Self { text: text.into(), literal: wildcard.is_none() })
+    }
+
+    /// Whether it holds no wildcard.
+    #[must_use]
+    pub const fn is_literal(&self) -> bool {
+        self.literal
+    }
+
+    /// The text as it was given.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether `name`, a valid channel name, is one of the pattern's.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        if self.literal {
+            return *self.text == *name;
+        }
+        let mut tokens = name.split('.');
+        for (position, wanted) in self.text.split('.').enumerate() {
+            let Some(token) = tokens.next() else { return false };
+            // A wildcard in the first place does not reach the server's own names.
+            if position == 0 && (wanted == "*" || wanted == ">") && token.starts_with('$') {
+                return false;
+            }
+            match wanted {
+                ">" => return true,
+                "*" => {}
+                _ if wanted == token => {}
+                _ => return false,
+            }
+        }
+        tokens.next().is_none()
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.text, f)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Checks the name of a channel: a pattern without wildcards.
+///
+/// # Errors
+/// Says what is wrong and at which byte.
+pub fn check_name(name: &str, bytes_max: usize) -> Result<(), PatternError> {
+    match check(name, bytes_max)? {
+        None => Ok(()),
+        Some(at) => Err(PatternError::Wildcard { at }),
+    }
+}
+
+/// Whether the name belongs to the server (`$sys.*`, `$user.ID`).
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    name.starts_with('$')
+}
+
+/// The grammar; returns where the first wildcard stands.
+fn check(text: &str, bytes_max: usize) -> Result<Option<usize>, PatternError> {
+    if text.is_empty() {
+        return Err(PatternError::Empty);
+    }
+    if text.len() > bytes_max {
+        return Err(PatternError::TooLong { bytes: text.len(), bytes_max });
+    }
+    let mut wildcard = None;
+    let mut at = 0;
+    for (position, token) in text.split('.').enumerate() {
+        if position == TOKENS_MAX {
+            return Err(PatternError::TooDeep);
+        }
+        let end = at + token.len();
+        match token.as_bytes() {
+            [] => return Err(PatternError::EmptyToken { at }),
+            b"*" => wildcard = wildcard.or(Some(at)),
+            b">" if end == text.len() => wildcard = wildcard.or(Some(at)),
+            bytes => {
+                for (offset, &byte) in bytes.iter().enumerate() {
+                    let at = at + offset;
+                    match byte {
+                        b'*' | b'>' => return Err(PatternError::MisplacedWildcard { at }),
+                        b'$' if at == 0 && bytes.len() > 1 => {}
+                        _ if is_token_byte(byte) => {}
+                        _ => return Err(PatternError::BadCharacter { at }),
+                    }
+                }
+            }
+        }
+        at = end + 1;
+    }
+    Ok(wildcard)
+}
+
+const fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b':' | b'@' | b'+' | b'=' | b'~' | b'%')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_patterns_are_checked() {
+        use PatternError as E;
+        let rows: &[(&str, Result<Option<usize>, E>)] = &[
+            ("a", Ok(None)),
+            ("robot.7.imu", Ok(None)),
+            ("$sys.latency", Ok(None)),
+            ("$user.alice@home", Ok(None)),
+            ("robot.*.imu", Ok(Some(6))),
+            ("robot.>", Ok(Some(6))),
+            (">", Ok(Some(0))),
+            ("*.*", Ok(Some(0))),
+            ("", Err(E::Empty)),
+            (".", Err(E::EmptyToken { at: 0 })),
+            ("a..b", Err(E::EmptyToken { at: 2 })),
+            ("a.", Err(E::EmptyToken { at: 2 })),
+            ("..", Err(E::EmptyToken { at: 0 })),
+            ("$", Err(E::BadCharacter { at: 0 })),
+            ("a.$b", Err(E::BadCharacter { at: 2 })),
+            ("a b", Err(E::BadCharacter { at: 1 })),
+            ("a//b", Err(E::BadCharacter { at: 1 })),
+            ("a\r\nb", Err(E::BadCharacter { at: 1 })),
+            ("a\0", Err(E::BadCharacter { at: 1 })),
+            ("a\u{1b}[31m", Err(E::BadCharacter { at: 1 })),
+            ("\u{202e}a", Err(E::BadCharacter { at: 0 })),
+            ("a*", Err(E::MisplacedWildcard { at: 1 })),
+            ("a.b*c", Err(E::MisplacedWildcard { at: 3 })),
+            (">.a", Err(E::MisplacedWildcard { at: 0 })),
+            ("a.>.b", Err(E::MisplacedWildcard { at: 2 })),
+            ("a.#", Err(E::BadCharacter { at: 2 })),
+            ("123456789012345678901", Err(E::TooLong { bytes: 21, bytes_max: 20 })),
+            ("a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a", Err(E::TooLong { bytes: 33, bytes_max: 20 })),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(check(text, 20), *expected, "{text:?}");
+        }
+        let deep = vec!["a"; TOKENS_MAX].join(".");
+        assert_eq!(check(&deep, 255), Ok(None));
+        assert_eq!(check(&format!("{deep}.a"), 255), Err(E::TooDeep));
+    }
+
+    #[test]
+    fn a_name_is_not_a_pattern() {
+        assert_eq!(check_name("a.*", 20), Err(PatternError::Wildcard { at: 2 }));
+        assert_eq!(check_name("a.b", 20), Ok(()));
+    }
+
+    #[test]
+    fn patterns_match() {
+        let rows = [
+            ("a.b", "a.b", true),
+            ("a.b", "a.b.c", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a", false),
+            ("a.*", "a.b.c", false),
+            ("a.*.c", "a.b.c", true),
+            ("*.b.*", "a.b.c", true),
+            ("*.b.*", "a.c.c", false),
+            ("a.>", "a.b", true),
+            ("a.>", "a.b.c.d", true),
+            ("a.>", "a", false),
+            ("a.>", "ab.c", false),
+            (">", "a.b.c", true),
+            (">", "$sys.latency", false),
+            ("*.latency", "$sys.latency", false),
+            ("$sys.>", "$sys.latency", true),
+            ("$sys.*", "$sys.latency", true),
+        ];
+        for (pattern, name, expected) in rows {
+            let parsed = Pattern::parse(pattern, 255).expect("the row's pattern is valid");
+            assert_eq!(parsed.matches(name), expected, "{pattern} on {name}");
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! The control half of the protocol: JSON text messages, both ways. Types only; the rules are in `session`.
+//!
+//! Requests are read strictly: an unknown field, a duplicate one or an unknown type is an error by name. Numbers that can
+//! pass 2^53 (instants) are strings of digits, because a browser's JSON would round them.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::Seq;
+
+/// Largest `id` that a request may carry: JSON numbers above it are not exact in every client.
+pub const REQUEST_ID_MAX: u64 = (1 << 53) - 1;
+
+/// What a client may say.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Watch a channel or a pattern, or change how it is delivered.
+    Subscribe(Subscribe),
+    /// Stop watching.
+    Unsubscribe(Unsubscribe),
+    /// Open a channel for publishing.
+    Advertise(Advertise),
+    /// Measure the round trip and the clock offset.
+    Ping(Ping),
+    /// Ask for the connection's ledger, or report arrival latencies.
+    Stats(Stats),
+    /// Identify oneself. Answered `unsupported` for now.
+    Auth(Unsupported),
+    /// Who is on a channel. Answered `unsupported` for now.
+    Presence(Unsupported),
+    /// Samples of the past. Answered `unsupported` for now.
+    History(Unsupported),
+}
+
+impl Request {
+    /// The `id` that its answer carries.
+    #[must_use]
+    pub const fn id(&self) -> Option<u64> {
+        match self {
+            Self::Subscribe(request) => request.id,
+            Self::Unsubscribe(request) => request.id,
+            Self::Advertise(request) => request.id,
+            Self::Ping(request) => request.id,
+            Self::Stats(request) => request.id,
+            Self::Auth(request) | Self::Presence(request) | Self::History(request) => request.id,
+        }
+    }
+}
+
+/// `subscribe`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subscribe {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// A channel name or a pattern.
+    pub channel: String,
+    /// What overflow of the outbox does to this subscription.
+    #[serde(default)]
+    pub policy: Policy,
+    /// Longest wait in a batch; 0 sends each publisher message at once. Default: the server's flush window.
+    pub max_delay_ms: Option<u32>,
+    /// What waited longer in the outbox becomes a gap.
+    pub max_age_ms: Option<u32>,
+    /// Most samples per second; the newest are kept.
+    pub max_rate_hz: Option<f64>,
+    /// Start of a replay. Answered `unsupported` for now.
+    pub since: Option<serde_json::Value>,
+    /// Length of a replay. Answered `unsupported` for now.
+    pub last: Option<serde_json::Value>,
+}
+
+/// `unsubscribe`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unsubscribe {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// The name or pattern as it was subscribed.
+    pub channel: String,
+}
+
+/// `advertise`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advertise {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
+}
+
+/// `ping`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ping {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// The client's clock, echoed: with the answer's two instants the client computes offset and round trip as NTP does.
+    pub client_ns: Option<Digits>,
+}
+
+/// `stats`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stats {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// Latencies that the client measured, received to arrival, in nanoseconds; at most [`ARRIVALS_MAX`].
+    #[serde(default)]
+    pub arrival_ns: Vec<u64>,
+}
+
+/// Most latencies in one `stats`.
+pub const ARRIVALS_MAX: usize = 1_000;
+
+/// A request whose fields are not looked at, because the answer is `unsupported`.
+#[derive(Debug, Deserialize)]
+pub struct Unsupported {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+}
+
+/// What overflow of the outbox does to a subscription.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Policy {
+    /// The oldest waiting frame makes room.
+    #[default]
+    DropOldest,
+    /// The new frame is not taken.
+    DropNewest,
+    /// Only the newest sample matters: a waiting one is replaced.
+    Latest,
+    /// The connection ends, 4413.
+    Disconnect,
+}
+
+/// What the server says.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// First message of every connection.
+    Welcome {
+        /// Version of the protocol and the data codec: the subprotocol.
+        protocol: &'static str,
+        /// Number of this connection.
+        connection: u64,
+        /// The server's clock.
+        server_ns: Digits,
+        /// Who the client says it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        /// What the server refuses.
+        limits: WelcomeLimits,
+        /// What the server does if not asked otherwise.
+        settings: WelcomeSettings,
+    },
+    /// Answer to `subscribe`: the options as they took effect and the channels that match now.
+    Subscribed {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The name or pattern.
+        subscription: &'a str,
+        /// As it took effect.
+        policy: Policy,
+        /// As it took effect.
+        max_delay_ms: u32,
+        /// As it took effect.
+        max_age_ms: u32,
+        /// As it took effect; null is no limit.
+        max_rate_hz: Option<f64>,
+        /// The channels that match now.
+        channels: Vec<ChannelEntry<'a>>,
+    },
+    /// Answer to `unsubscribe`, with the ledger of each channel that it ends.
+    Unsubscribed {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The name or pattern.
+        subscription: &'a str,
+        /// Final ledgers.
+        channels: Vec<Ledger>,
+    },
+    /// Answer to `advertise`.
+    Advertised {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The channel and its number; `seq` is the sequence of the next sample.
+        #[serde(flatten)]
+        channel: ChannelEntry<'a>,
+    },
+    /// A new channel matched a pattern.
+    Channel {
+        /// The pattern.
+        subscription: &'a str,
+        /// The channel.
+        #[serde(flatten)]
+        channel: ChannelEntry<'a>,
+    },
+    /// A publish was accepted: its samples have the sequences `seq` to `seq + count - 1`.
+    Ack {
+        /// `Publish.ack`.
+        id: u64,
+        /// The channel.
+        channel: u32,
+        /// Sequence of its first sample.
+        seq: Seq,
+        /// Its samples.
+        count: u32,
+    },
+    /// Samples that this connection will not get.
+    Gap {
+        /// The channel.
+        channel: u32,
+        /// First sequence of the span.
+        from: Seq,
+        /// Last sequence of the span.
+        to: Seq,
+        /// How many samples of the span are lost; the others were or will be delivered.
+        count: u64,
+        /// Why.
+        reason: GapReason,
+    },
+    /// In silence: the newest sequence of each subscribed channel.
+    Heartbeat {
+        /// The server's clock.
+        server_ns: Digits,
+        /// One for each channel.
+        heads: &'a [Head],
+    },
+    /// Answer to `ping`.
+    Pong {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        client_ns: Option<Digits>,
+        /// When the server read the request.
+        received_ns: Digits,
+        /// When the server put the answer into the outbox's control lane.
+        sent_ns: Digits,
+    },
+    /// Answer to `stats`.
+    Stats {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// Waiting in the outbox.
+        outbox_frames: usize,
+        /// Waiting in the outbox.
+        outbox_bytes: usize,
+        /// One ledger for each channel.
+        channels: Vec<Ledger>,
+    },
+    /// A request failed; the connection lives.
+    Error {
+        /// Of the request, where it could be read.
+        id: Option<u64>,
+        /// Its name.
+        code: ErrorCode,
+        /// The field, the value and the remedy.
+        message: &'a str,
+    },
+    /// The server is about to close the connection for a reason of its own.
+    Goodbye {
+        /// Label of the close reason.
+        reason: &'static str,
+        /// When to come back.
+        reconnect_after_ms: u64,
+        /// Where each channel stood.
+        positions: &'a [Position],
+    },
+}
+
+/// A channel as control messages show it.
+#[derive(Debug, Serialize)]
+pub struct ChannelEntry<'a> {
+    /// Its number in data frames.
+    pub channel: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Sequence of the first sample that will come.
+    pub seq: Seq,
+}
+
+/// The ledger of one channel of a connection; `published = delivered + conflated + dropped + queued`, exactly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// The channel.
+    pub channel: u32,
+    /// Samples sealed for this subscription since it began.
+    pub published: u64,
+    /// Samples handed to the kernel.
+    pub delivered: u64,
+    /// Samples left out by conflation or the rate limit.
+    pub conflated: u64,
+    /// Samples lost to overflow or age.
+    pub dropped: u64,
+    /// Samples waiting in the outbox.
+    pub queued: u64,
+}
+
+/// The newest sequence of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Head {
+    /// The channel.
+    pub channel: u32,
+    /// Its newest sequence; 0 if it has had no sample.
+    pub seq: Seq,
+}
+
+/// A place in a channel's sequence, across lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Position {
+    /// The channel.
+    pub channel: u32,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// The newest sequence sent to this connection, or skipped with a `gap`.
+    pub seq: Seq,
+}
+
+/// Why samples are lost to a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapReason {
+    /// The connection was too slow: overflow or age.
+    Slow,
+    /// Policy `latest`: newer samples took their place.
+    Conflated,
+    /// `max_rate_hz`.
+    Rate,
+    /// Not kept any more (replays; not used yet).
+    History,
+}
+
+/// Names of errors: a closed list, `docs/PROTOCOL.md` shows it as a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// Not JSON, not an object, an unknown type or field, a wrong value.
+    BadRequest,
+    /// A name or pattern outside the grammar.
+    BadChannel,
+    /// A data message that is not what its codec says, or a sample without a value.
+    BadPayload,
+    /// Known, but not in this version.
+    Unsupported,
+    /// One more than a limit allows.
+    LimitExceeded,
+    /// Too many messages or bytes per second; what was over the limit was not taken.
+    RateLimited,
+    /// `unsubscribe` of what is not subscribed.
+    NotSubscribed,
+    /// A publish to a channel that this connection did not advertise.
+    NotAdvertised,
+    /// A channel that belongs to the server or to somebody else.
+    Forbidden,
+}
+
+impl ErrorCode {
+    /// Every code, in the order of the table.
+    pub const ALL: [Self; 9] = [
+        Self::BadRequest,
+        Self::BadChannel,
+        Self::BadPayload,
+        Self::Unsupported,
+        Self::LimitExceeded,
+        Self::RateLimited,
+        Self::NotSubscribed,
+        Self::NotAdvertised,
+        Self::Forbidden,
+    ];
+
+    /// The name on the wire and in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::BadChannel => "bad_channel",
+            Self::BadPayload => "bad_payload",
+            Self::Unsupported => "unsupported",
+            Self::LimitExceeded => "limit_exceeded",
+            Self::RateLimited => "rate_limited",
+            Self::NotSubscribed => "not_subscribed",
+            Self::NotAdvertised => "not_advertised",
+            Self::Forbidden => "forbidden",
+        }
+    }
+}
+
+/// `welcome.limits`.
+#[derive(Clone, Debug, Serialize)]
+pub struct WelcomeLimits {
+    /// Largest WebSocket message that is taken.
+    pub message_bytes_max: usize,
+    /// Most samples in one `Publish`.
+    pub message_samples_max: usize,
+    /// Most subscriptions (names and patterns) of a connection.
+    pub subscriptions_max: usize,
+    /// Most channels of a connection, subscribed by name or pattern; as many may be advertised.
+    pub channels_max: usize,
+    /// Longest channel name.
+    pub channel_name_bytes_max: usize,
+    /// Publishes per second; 0 is no limit.
+    pub publish_messages_per_s_max: u32,
+    /// Published bytes per second; 0 is no limit.
+    pub publish_bytes_per_s_max: u64,
+    /// Control messages and WebSocket pings per second.
+    pub control_messages_per_s_max: u32,
+}
+
+/// `welcome.settings`.
+#[derive(Clone, Debug, Serialize)]
+pub struct WelcomeSettings {
+    /// The flush window.
+    pub max_delay_ms: u32,
+    /// Default of the option.
+    pub max_age_ms: u32,
+    /// Silence before a `heartbeat`.
+    pub heartbeat_ms: u64,
+    /// Time between WebSocket pings.
+    pub ping_ms: u64,
+    /// Time to answer one.
+    pub pong_timeout_ms: u64,
+}
+
+/// A `u64` that JSON carries as a string of digits; read from a string or a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digits(pub u64);
+
+impl Serialize for Digits {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Digits;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an unsigned integer, or a string of its digits")
+            }
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Digits, E> {
+                Ok(Digits(value))
+            }
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Digits, E> {
+                value
+                    .parse()
+                    .map(Digits)
+                    .map_err(|_| E::invalid_value(serde::de::Unexpected::Str(value), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
