@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 pub mod control;
+pub mod ws;
 
 /// The types generated from `proto/tidewire.proto`.
 #[expect(missing_docs, reason = "generated; the documentation is in the proto file")]
