@@ -6,7 +6,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+pub mod codec;
 pub mod control;
+pub mod decode;
+pub mod encode;
+pub mod seal;
 pub mod ws;
 
 /// The types generated from `proto/tidewire.proto`.
