@@ -17,5 +17,6 @@
 
 pub mod clock;
 pub mod close;
+pub mod config;
 pub mod pattern;
 pub mod wire;

@@ -1,0 +1,177 @@
+//! The typed configuration: every limit with its name, unit, default, range and reason, grouped by the stage that
+//! enforces it. Each is declared once, below; the file, the environment, `--set`, `config --print-default` and the
+//! reference in `docs/` follow from that. Never reads a clock, a file or the environment; `load.rs` builds it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+mod log;
+mod print;
+mod problem;
+mod relation;
+mod setting;
+
+pub mod load;
+
+pub use log::{LogFilter, LogFilterError, LogFormat};
+pub use print::{default_file, reference};
+pub use setting::{Key, VARIABLE_PREFIX};
+
+use setting::{Any, Setting, settings, store};
+
+/// The longest duration that can be set, in milliseconds: a week. Keeps every deadline far from overflow.
+const WEEK: u64 = 7 * 24 * 60 * 60 * 1_000;
+
+/// The most samples that any limit allows in one message or frame.
+const SAMPLES: u64 = 1_000_000;
+
+/// The largest message or frame that any limit allows, in bytes.
+const MESSAGE: u64 = 64 << 20;
+
+settings! {
+    /// Everything that `tidewire serve` can be told.
+    Config {
+        /// Address of the listener for WebSocket and HTTP.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9400)), "", Any;
+        /// Threads that own connections and channels. Default: the machine's cores.
+        workers: usize = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(1_024)),
+            "threads", 1..=1_024, varies "the machine's cores";
+        /// Whether `/echo` is served, for conformance suites. Off: it is a reflector.
+        enable_echo: bool = false, "", Any;
+        /// Whether the host's telemetry is published on `host.NAME.*`.
+        host_telemetry: bool = true, "", Any;
+        /// Samples per second of each channel of the host's telemetry.
+        host_telemetry_hz: f64 = 10.0, "samples/s", 0.01..=1_000.0;
+        /// How log lines look on standard error: `text` for people, `json` for collectors.
+        log_format: LogFormat = LogFormat::Text, "", Any;
+        /// Which events are logged.
+        log_filter: LogFilter = LogFilter::info(), "", Any;
+    }
+
+    /// Where and when connections are refused and ended.
+    server: ServerLimits {
+        /// Connections at once; one more gets HTTP 503 with `Retry-After`.
+        connections_max: usize = 10_000, "connections", 1..=10_000_000;
+        /// From accept of the TCP connection to the end of the HTTP request head; then the socket is closed.
+        handshake_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// From accept of the TCP connection to the first byte of the HTTP request; then the socket is closed. Shorter
+        /// than `handshake_timeout`, since a socket that never says anything is no slow client.
+        first_byte_timeout: Duration = Duration::from_secs(5), "ms", 1..=WEEK;
+        /// How long a connection may be without subscription and advertised channel before it is closed with 4408;
+        /// zero is off.
+        idle_timeout: Duration = Duration::from_secs(120), "ms", 0..=WEEK;
+        /// Time between WebSocket pings to a connection.
+        ping_interval: Duration = Duration::from_secs(25), "ms", 1..=WEEK;
+        /// Time to answer a ping; then 4408. A ghost is gone within `ping_interval + pong_timeout`.
+        pong_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// How long the server waits for the peer to answer its close frame and end the socket.
+        close_timeout: Duration = Duration::from_secs(2), "ms", 0..=WEEK;
+        /// How long a drain may take before connections are cut.
+        drain_timeout: Duration = Duration::from_secs(10), "ms", 0..=WEEK;
+    }
+
+    /// What one peer may send.
+    inbound: InboundLimits {
+        /// Largest message, in bytes of payload: exactly that many are taken, one more is 1009. The least lets a
+        /// `subscribe` with the longest name pass.
+        message_bytes_max: usize = 64 << 10, "bytes", 1_024..=MESSAGE;
+        /// Most samples in one publish: bounds what a message of tiny samples costs.
+        message_samples_max: usize = 4_096, "samples", 1..=SAMPLES;
+        /// From the first byte of a message to its last; then 1008. Stops a dribble of single bytes.
+        message_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// Publishes per second of a connection, averaged over a second; 0 is no limit. Above: `rate_limited`.
+        publish_messages_per_s_max: u32 = 200_000, "messages/s", 0..=u64::from(u32::MAX);
+        /// Published bytes per second of a connection; 0 is no limit. Above: `rate_limited`.
+        publish_bytes_per_s_max: u64 = 256 << 20, "bytes/s", 0..=1 << 40;
+        /// How long a peer may stay above its publish rate before 4429.
+        rate_grace: Duration = Duration::from_secs(5), "ms", 0..=WEEK;
+        /// Control messages and WebSocket control frames per second of a connection. Above: `rate_limited`.
+        control_messages_per_s_max: u32 = 1_000, "messages/s", 1..=1_000_000;
+        /// Invalid messages within `invalid_interval` before 1008.
+        invalid_messages_max: u32 = 10, "messages", 1..=1_000_000;
+        /// See `invalid_messages_max`.
+        invalid_interval: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+    }
+
+    /// What channels and subscriptions may cost.
+    channel: ChannelLimits {
+        /// Subscriptions (names and patterns) of one connection.
+        subscriptions_max: usize = 256, "subscriptions", 1..=100_000;
+        /// Channels that one connection is subscribed to, by name or pattern; as many may be advertised.
+        channels_max: usize = 1_024, "channels", 1..=100_000;
+        /// Channels of the whole server.
+        channels_total_max: usize = 100_000, "channels", 1..=10_000_000;
+        /// Bytes of a name or pattern.
+        channel_name_bytes_max: usize = 255, "bytes", 16..=512;
+        /// Delivery classes (codec, delay, rate) of one channel: each costs an encode per frame.
+        classes_max: usize = 32, "classes", 1..=1_024;
+        /// How long a channel without publisher and subscriber keeps its number, epoch and sequence.
+        linger: Duration = Duration::from_secs(60), "ms", 0..=WEEK;
+    }
+
+    /// When a batch is sealed.
+    batch: BatchLimits {
+        /// The flush window: the longest that a sample waits in a batch, where a subscription does not ask otherwise.
+        /// Zero sends every publish at once.
+        window: Duration = Duration::from_millis(10), "ms", 0..=WEEK;
+        /// The widest that the window gets under overload.
+        window_max: Duration = Duration::from_millis(100), "ms", 0..=WEEK;
+        /// A batch is sealed before it passes this: a size that browsers take well and that fills a write.
+        frame_bytes_max: usize = 16 << 10, "bytes", 256..=MESSAGE;
+        /// A batch is sealed at this many samples.
+        frame_samples_max: usize = 4_096, "samples", 1..=SAMPLES;
+    }
+
+    /// What one slow reader may cost, and how it is told.
+    outbox: OutboxLimits {
+        /// Bytes of data frames that wait for one connection. Worst case for the server: `connections_max` times this.
+        data_bytes_max: usize = 1 << 20, "bytes", 1_024..=1 << 30;
+        /// Data frames that wait for one connection.
+        data_frames_max: usize = 1_024, "frames", 1..=1_000_000;
+        /// Age at which a waiting frame becomes a gap, where a subscription does not ask otherwise.
+        max_age: Duration = Duration::from_secs(1), "ms", 1..=WEEK;
+        /// Bytes of control messages that wait; one more ends the connection with 4413.
+        control_bytes_max: usize = 1 << 20, "bytes", 1_024..=1 << 30;
+        /// How long a write may make no progress; then 4413.
+        write_deadline: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// `TCP_NOTSENT_LOWAT`: unsent bytes in the kernel, where they can only get old.
+        notsent_lowat_bytes: u32 = 16 << 10, "bytes", 1..=1 << 30;
+        /// Silence before a `heartbeat`.
+        heartbeat_interval: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+    }
+}
+
+impl Config {
+    /// The largest data frame that these limits let arise, in bytes. An outbox that cannot hold it would turn it into a
+    /// gap for every reader.
+    ///
+    /// A frame is one batch within its limits, or one message that is larger than a batch. It is largest as JSON: a
+    /// control character in a text takes six bytes instead of one, a number less than that; the names and braces of a
+    /// sample and its entry in `seq_deltas` take less than 64 bytes, where the smallest sample of protobuf takes four.
+    #[must_use]
+    pub fn frame_bytes_largest(&self) -> usize {
+        const VALUE_GROWTH: usize = 6;
+        const SAMPLE_BYTES: usize = 64;
+        const ENVELOPE_BYTES: usize = 1_024;
+        let bytes = self.inbound.message_bytes_max.max(self.batch.frame_bytes_max);
+        let samples = self.inbound.message_samples_max.max(self.batch.frame_samples_max);
+        bytes
+            .saturating_mul(VALUE_GROWTH)
+            .saturating_add(samples.min(bytes / 4).saturating_mul(SAMPLE_BYTES))
+            .saturating_add(ENVELOPE_BYTES)
+    }
+
+    /// The largest control message that these limits let arise, in bytes: `subscribed`, `unsubscribed` or `stats` with
+    /// every channel of a connection. An outbox that cannot hold it would end a connection for a fair request.
+    #[must_use]
+    pub fn control_bytes_largest(&self) -> usize {
+        /// The numbers of a channel or ledger with their names, at full width.
+        const ENTRY_BYTES: usize = 256;
+        const ENVELOPE_BYTES: usize = 1_024;
+        self.channel
+            .channel_name_bytes_max
+            .saturating_add(ENTRY_BYTES)
+            .saturating_mul(self.channel.channels_max)
+            .saturating_add(ENVELOPE_BYTES)
+    }
+}
