@@ -18,5 +18,7 @@
 pub mod clock;
 pub mod close;
 pub mod config;
+pub mod metrics;
 pub mod pattern;
+pub mod reading;
 pub mod wire;
