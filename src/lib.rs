@@ -18,7 +18,9 @@
 pub mod clock;
 pub mod close;
 pub mod config;
+pub mod keepalive;
 pub mod metrics;
 pub mod pattern;
 pub mod reading;
+pub mod session;
 pub mod wire;
