@@ -20,6 +20,7 @@ pub mod close;
 pub mod config;
 pub mod keepalive;
 pub mod metrics;
+pub mod outbox;
 pub mod pattern;
 pub mod reading;
 pub mod session;

@@ -1,0 +1,194 @@
+//! What the hub and a connection's two loops share on their worker's thread: the outbox, its wake-up, and the wish to end.
+//! Never leaves the thread, so it needs no lock.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+
+use super::{Outbox, Slot};
+use crate::clock::Now;
+use crate::close::CloseReason;
+use crate::config::OutboxLimits;
+use crate::wire::control::{ErrorCode, Event};
+use crate::wire::{Frame, seal};
+
+/// See the module's page.
+pub struct OutboxHandle {
+    outbox: RefCell<Outbox>,
+    ending: Cell<Option<CloseReason>>,
+    cut: Cell<bool>,
+    peer_close: Cell<Option<u16>>,
+    /// The outbound loop, when it waits.
+    writer: Cell<Option<Waker>>,
+    /// The inbound loop, when it waits for an answer of another worker.
+    reader: Cell<Option<Waker>>,
+    /// Requests that another worker has not answered yet; the inbound loop reads no further meanwhile.
+    unanswered: Cell<u32>,
+    errors: RefCell<Vec<ErrorCode>>,
+}
+
+impl OutboxHandle {
+    /// A handle with an empty outbox.
+    #[must_use]
+    pub fn new(limits: OutboxLimits) -> Self {
+        Self {
+            outbox: RefCell::new(Outbox::new(limits)),
+            ending: Cell::new(None),
+            cut: Cell::new(false),
+            peer_close: Cell::new(None),
+            writer: Cell::new(None),
+            reader: Cell::new(None),
+            unanswered: Cell::new(0),
+            errors: RefCell::new(Vec::new()),
+        }
+    }
+
+    /// The outbox. Not to be held over anything that may reach the hub.
+    #[must_use]
+    pub const fn outbox(&self) -> &RefCell<Outbox> {
+        &self.outbox
+    }
+
+    /// Queues a frame; a refusal by policy ends the connection.
+    pub fn push_data(&self, slot: Slot, frame: &Arc<Frame>, now: Now) {
+        if self.outbox.borrow_mut().push_data(slot, frame, now).is_err() {
+            self.end(CloseReason::SlowConsumer);
+        }
+        self.wake_writer();
+    }
+
+    /// Queues a message for the control lane; a full lane ends the connection.
+    pub fn push_message(&self, message: Bytes) {
+        if self.outbox.borrow_mut().push_control(message).is_err() {
+            self.end(CloseReason::SlowConsumer);
+        }
+        self.wake_writer();
+    }
+
+    /// Queues a control message.
+    pub fn push_event(&self, event: &Event<'_>) {
+        if let Event::Error { code, .. } = event {
+            self.errors.borrow_mut().push(*code);
+        }
+        self.push_message(seal::event(event));
+    }
+
+    /// The codes of the errors that were queued since the last call, for the metrics.
+    #[must_use]
+    pub fn take_errors(&self) -> Vec<ErrorCode> {
+        std::mem::take(&mut *self.errors.borrow_mut())
+    }
+
+    /// Asks the connection to end; the first reason counts.
+    pub fn end(&self, reason: CloseReason) {
+        if self.ending.get().is_none() {
+            self.ending.set(Some(reason));
+        }
+        self.wake_writer();
+    }
+
+    /// Why the connection was asked to end.
+    #[must_use]
+    pub const fn ending(&self) -> Option<CloseReason> {
+        self.ending.get()
+    }
+
+    /// Ends the connection at once, whatever waits.
+    pub fn cut(&self) {
+        self.cut.set(true);
+        self.end(CloseReason::Drain);
+    }
+
+    /// Whether the connection is to end at once.
+    #[must_use]
+    pub const fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
+    /// The peer has sent its close frame, with this code.
+    pub fn set_peer_close(&self, code: Option<u16>) {
+        self.peer_close.set(code);
+    }
+
+    /// The code of the peer's close frame.
+    #[must_use]
+    pub const fn peer_close(&self) -> Option<u16> {
+        self.peer_close.get()
+    }
+
+    /// Wakes the outbound loop.
+    pub fn wake_writer(&self) {
+        if let Some(waker) = self.writer.take() {
+            waker.wake();
+        }
+    }
+
+    /// Has the outbound loop woken by the next change.
+    pub fn register_writer(&self, cx: &Context<'_>) {
+        register(&self.writer, cx);
+    }
+
+    /// A request is under way that another worker may have to answer.
+    pub fn begin_request(&self) {
+        self.unanswered.set(self.unanswered.get() + 1);
+    }
+
+    /// A request was answered.
+    pub fn finish_request(&self) {
+        self.unanswered.set(self.unanswered.get().saturating_sub(1));
+        if self.unanswered.get() > 0 {
+            return;
+        }
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+    }
+
+    /// A `subscribe` is under way: data waits for its answer, which names the channels.
+    pub fn begin_subscribe(&self) {
+        self.outbox.borrow_mut().hold_data();
+        self.begin_request();
+    }
+
+    /// A `subscribe` was answered.
+    pub fn finish_subscribe(&self) {
+        self.outbox.borrow_mut().release_data();
+        self.finish_request();
+        self.wake_writer();
+    }
+
+    /// Whether a request is under way.
+    #[must_use]
+    pub const fn has_unanswered(&self) -> bool {
+        self.unanswered.get() > 0
+    }
+
+    /// Whether a request is under way; if so, the inbound loop is woken when none is left.
+    #[must_use]
+    pub fn awaits_answer(&self, cx: &Context<'_>) -> bool {
+        let waits = self.unanswered.get() > 0;
+        if waits {
+            register(&self.reader, cx);
+        }
+        waits
+    }
+}
+
+impl fmt::Debug for OutboxHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (outbox, ending) = (&self.outbox, &self.ending);
+        f.debug_struct("OutboxHandle").field("outbox", outbox).field("ending", ending).finish_non_exhaustive()
+    }
+}
+
+/// Keeps the waker that is there if it wakes the same task: the common case costs no clone.
+fn register(cell: &Cell<Option<Waker>>, cx: &Context<'_>) {
+    let waker = match cell.take() {
+        Some(waker) if waker.will_wake(cx.waker()) => waker,
+        _ => cx.waker().clone(),
+    };
+    cell.set(Some(waker));
+}
