@@ -18,6 +18,7 @@
 pub mod clock;
 pub mod close;
 pub mod config;
+pub mod hub;
 pub mod keepalive;
 pub mod metrics;
 pub mod outbox;

@@ -1,0 +1,464 @@
+//! The hub of one worker: the channels whose home it is, the receivers among its connections, and the patterns that they
+//! watch. Owns the flush deadlines. Never waits for a subscriber, never sees a socket.
+//!
+//! A channel's home gives it its sequence and seals its frames; a sealed frame goes once to each worker that has receivers,
+//! and is handed out there. With one worker all of that is a function call.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use slab::Slab;
+
+use crate::clock::{Now, nanos};
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::metrics::{Stage, WorkerMetrics};
+use crate::outbox::Slot;
+use crate::outbox::handle::OutboxHandle;
+use crate::pattern::index::PatternIndex;
+use crate::wire::control::{ErrorCode, Event};
+use crate::wire::decode::{SampleSpan, ScannedPublish};
+use crate::wire::{ChannelId, Frame, Seq};
+
+pub mod batch;
+pub mod channel;
+pub mod directory;
+pub mod membership;
+pub mod overload;
+mod report;
+pub mod router;
+
+use batch::{BlockRef, ClassKey};
+use channel::{Channel, ClassesFull, DueQueue, Flush, Sealed};
+use directory::ChannelInfo;
+use membership::{Announcing, Join, Member, Request};
+use overload::Widening;
+use router::{Announced, ForwardedPublish, Publisher, Router, ToWorker};
+
+/// What became of a publish.
+#[derive(Debug)]
+pub enum Published {
+    /// It was taken.
+    Taken,
+    /// The inbox of the channel's home is full: wait with [`Router::publish`].
+    Wait(Box<ForwardedPublish>),
+    /// This connection did not advertise the channel.
+    NotAdvertised,
+}
+
+/// The receivers of a channel among this worker's connections.
+#[derive(Debug, Default)]
+struct Receivers {
+    classes: Vec<(ClassKey, Vec<Receiver>)>,
+}
+
+#[derive(Debug)]
+struct Receiver {
+    handle: Rc<OutboxHandle>,
+    slot: Slot,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Hub {
+    worker: usize,
+    config: Arc<Config>,
+    router: Arc<Router>,
+    channels: ById<Channel>,
+    receivers: ById<Receivers>,
+    members: Slab<Member>,
+    /// Patterns of members: place of the member, number of its subscription.
+    patterns: PatternIndex<(usize, usize)>,
+    joins: Slab<Join>,
+    requests: Slab<Request>,
+    announcing: Slab<Announcing>,
+    due: DueQueue,
+    widening: Widening,
+    /// Classes of which another worker has missed a frame, until it is told.
+    behind: HashSet<(ChannelId, ClassKey, usize)>,
+    sealed: Vec<Sealed>,
+    metrics: WorkerMetrics,
+    draining: bool,
+    /// Workers that have sealed everything in a drain.
+    workers_sealed: usize,
+}
+
+type ById<T> = HashMap<ChannelId, T, BuildHasherDefault<IdHasher>>;
+
+impl Hub {
+    /// The hub of worker number `worker`.
+    #[must_use]
+    pub fn new(worker: usize, config: Arc<Config>, router: Arc<Router>) -> Self {
+        let widening = Widening::new(&config.batch);
+        Self {
+            worker,
+            config,
+            router,
+            channels: ById::default(),
+            receivers: ById::default(),
+            members: Slab::new(),
+            patterns: PatternIndex::new(),
+            joins: Slab::new(),
+            requests: Slab::new(),
+            announcing: Slab::new(),
+            due: DueQueue::default(),
+            widening,
+            behind: HashSet::new(),
+            sealed: Vec::new(),
+            metrics: WorkerMetrics::new(),
+            draining: false,
+            workers_sealed: 0,
+        }
+    }
+
+    /// The worker's metrics.
+    pub const fn metrics(&mut self) -> &mut WorkerMetrics {
+        &mut self.metrics
+    }
+
+    /// The way to the other workers.
+    #[must_use]
+    pub const fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
+    /// Whether the server is shutting down.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Takes a publish that was checked. Its block is copied only into batches, or once on the way to another worker.
+    pub fn publish(
+        &mut self,
+        member: usize,
+        publish: &ScannedPublish<'_>,
+        spans: &[SampleSpan],
+        now: Now,
+    ) -> Published {
+        let this = &self.members[member];
+        let Some(info) = this.advertised.get(&publish.channel) else { return Published::NotAdvertised };
+        let info = Arc::clone(info);
+        let publisher = Publisher { worker: self.worker, member, connection: this.id.0 };
+        let ack = (publish.ack != 0).then_some((publisher, publish.ack));
+        self.metrics.counters.publishes_received += 1;
+        self.metrics.counters.samples_received += spans.len() as u64;
+        if publish.source_ns == 0 {
+            self.metrics.counters.samples_without_source_time += spans.len() as u64;
+        } else {
+            for span in spans {
+                let source_ns = publish.source_ns.saturating_add_signed(span.source_delta_ns).max(1);
+                self.metrics.record_source(source_ns, now.wall_ns, 1);
+            }
+        }
+        if info.home == self.worker {
+            let block =
+                BlockRef { content: publish.block, spans, source_ns: publish.source_ns, received: now };
+            self.publish_at_home(&info, block, ack, now);
+            return Published::Taken;
+        }
+        self.metrics.counters.publishes_forwarded += 1;
+        let forwarded = Box::new(ForwardedPublish {
+            info,
+            content: Bytes::copy_from_slice(publish.block),
+            spans: spans.into(),
+            source_ns: publish.source_ns,
+            received: now,
+            ack,
+            permit: None,
+        });
+        match self.router.try_publish(forwarded) {
+            Ok(()) => Published::Taken,
+            Err(waiting) => {
+                self.metrics.counters.publisher_pauses += 1;
+                Published::Wait(waiting)
+            }
+        }
+    }
+
+    /// Does what another worker, or the server, wants; sockets and the end of the worker are not for the hub.
+    pub fn handle(&mut self, message: ToWorker, now: Now) {
+        match message {
+            ToWorker::Socket(_) | ToWorker::Cut | ToWorker::Stop => {
+                debug_assert!(false, "for the worker, not for the hub");
+            }
+            ToWorker::Publish(publish) => {
+                let block = BlockRef {
+                    content: &publish.content,
+                    spans: &publish.spans,
+                    source_ns: publish.source_ns,
+                    received: publish.received,
+                };
+                self.publish_at_home(&publish.info, block, publish.ack, now);
+            }
+            ToWorker::Frame { class, frame, permit } => {
+                drop(permit);
+                self.hand_out(class, &frame, now);
+            }
+            ToWorker::Join { info, from, to, worker, token } => {
+                let seq = self.join_at_home(&info, from, to, worker, now);
+                self.router.send(worker, ToWorker::Joined { token, seq });
+            }
+            ToWorker::Joined { token, seq } => self.finish_join(token, seq, now),
+            ToWorker::Leave { channel, class, worker } => self.leave_at_home(channel, class, worker),
+            ToWorker::Announce { info, done } => {
+                self.announce(&info, now);
+                match done {
+                    Announced::Worker { worker, token } => {
+                        let seq = (info.home == self.worker).then(|| self.next_seq_at_home(info.id));
+                        self.router.send(worker, ToWorker::Announced { token, seq });
+                    }
+                    // Whoever waited may have gone.
+                    Announced::Task(done) => drop(done.send(())),
+                }
+            }
+            ToWorker::Announced { token, seq } => self.finish_announce(token, seq),
+            ToWorker::Acked { publisher, ack, channel, seq, count } => {
+                self.ack(publisher, ack, channel, seq, count);
+            }
+            ToWorker::Head { channel, class, head } => self.note_head(channel, class, head, now),
+            ToWorker::Retire(channel) => {
+                self.channels.remove(&channel);
+            }
+            ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
+            ToWorker::List(reply) => drop(reply.send(self.list(now))),
+            ToWorker::Drain => self.drain(now),
+            ToWorker::Sealed => self.note_sealed(now),
+        }
+    }
+
+    /// When [`Hub::poll_due`] has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.due.next()
+    }
+
+    /// Seals the batches whose deadline has come.
+    pub fn poll_due(&mut self, now: Now) {
+        while let Some((at, due)) = self.due.pop(now.at) {
+            self.with_channel(due.channel, now, |channel, flush| channel.handle_due(&due, flush));
+            if !self.sealed.is_empty() {
+                let late = now.at.saturating_duration_since(at);
+                self.metrics.record(Stage::FlushLateness, nanos(late), 1);
+                self.widening.observe(late, now.at);
+                self.dispatch(due.channel, now);
+            }
+        }
+    }
+
+    /// Work that is due about ten times a second: gap notices, and heads for workers that have missed a frame.
+    pub fn tick(&mut self, now: Now) {
+        self.widening.relax(now.at);
+        for (_, member) in &self.members {
+            let due = member.handle.outbox().borrow().gap_due();
+            if due.is_some_and(|due| due <= now.at) {
+                member.handle.wake_writer();
+            }
+        }
+        for (channel, class, worker) in std::mem::take(&mut self.behind) {
+            if let Some(head) = self.channels.get(&channel).and_then(|channel| channel.head(class)) {
+                self.router.send(worker, ToWorker::Head { channel, class, head });
+            }
+        }
+    }
+
+    /// Forgets the channels that nobody needs any more. One worker does this for all.
+    pub fn sweep(&self, now: Now) {
+        let linger = self.config.channel.linger;
+        for info in self.router.directory(|directory| directory.sweep(linger, now.at)) {
+            self.router.send(info.home, ToWorker::Retire(info.id));
+        }
+    }
+
+    fn publish_at_home(
+        &mut self,
+        info: &Arc<ChannelInfo>,
+        block: BlockRef<'_>,
+        ack: Option<(Publisher, u64)>,
+        now: Now,
+    ) {
+        self.channels.entry(info.id).or_insert_with(|| Channel::new(Arc::clone(info)));
+        let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
+        if !self.sealed.is_empty() {
+            self.dispatch(info.id, now);
+        }
+        if let (Some((publisher, ack)), Some(seq)) = (ack, seq) {
+            let count = block.count();
+            if publisher.worker == self.worker {
+                self.ack(publisher, ack, info.id, seq, count);
+            } else {
+                let acked = ToWorker::Acked { publisher, ack, channel: info.id, seq, count };
+                self.router.send(publisher.worker, acked);
+            }
+        }
+    }
+
+    /// Works on a channel whose home is here, with what sealing needs; what it seals waits in `sealed` for
+    /// [`Hub::dispatch`].
+    fn with_channel<T>(
+        &mut self,
+        id: ChannelId,
+        now: Now,
+        work: impl FnOnce(&mut Channel, &mut Flush<'_>) -> T,
+    ) -> Option<T> {
+        let channel = self.channels.get_mut(&id)?;
+        let mut flush = Flush {
+            now,
+            limits: &self.config.batch,
+            widening: self.widening.factor(),
+            due: &mut self.due,
+            metrics: &mut self.metrics,
+            sealed: &mut self.sealed,
+        };
+        Some(work(channel, &mut flush))
+    }
+
+    /// Sends what was sealed to each worker that has receivers.
+    fn dispatch(&mut self, id: ChannelId, now: Now) {
+        let mut sealed = std::mem::take(&mut self.sealed);
+        for (position, frame) in sealed.drain(..) {
+            let Some(class) = self.channels.get(&id).and_then(|channel| channel.class(position)) else {
+                continue;
+            };
+            let key = class.key();
+            let mut here = false;
+            for worker in class.workers() {
+                if worker == self.worker {
+                    here = true;
+                } else if !self.router.send_frame(worker, key, &frame) {
+                    self.metrics.counters.frames_lost_between_workers += 1;
+                    self.behind.insert((id, key, worker));
+                }
+            }
+            if here {
+                self.hand_out(key, &frame, now);
+            }
+        }
+        // The capacity stays with the hub.
+        self.sealed = sealed;
+    }
+
+    /// The fan-out: one reference count, one queue entry and at most one wake-up for each receiver.
+    fn hand_out(&mut self, class: ClassKey, frame: &Arc<Frame>, now: Now) {
+        let Some(receivers) = self.receivers.get(&frame.channel) else { return };
+        let Some((_, receivers)) = receivers.classes.iter().find(|(key, _)| *key == class) else { return };
+        for receiver in receivers {
+            receiver.handle.push_data(receiver.slot, frame, now);
+        }
+        self.metrics.record(Stage::FanoutWidth, receivers.len() as u64, 1);
+    }
+
+    fn ack(&self, publisher: Publisher, ack: u64, channel: ChannelId, seq: Seq, count: u32) {
+        // The connection may have gone, and its place may be another's by now.
+        let member = self.members.get(publisher.member).filter(|member| member.id.0 == publisher.connection);
+        if let Some(member) = member {
+            member.handle.push_event(&Event::Ack { id: ack, channel: channel.0, seq, count });
+        }
+    }
+
+    fn note_head(&self, channel: ChannelId, class: ClassKey, head: Seq, now: Now) {
+        let Some(receivers) = self.receivers.get(&channel) else { return };
+        for (_, list) in receivers.classes.iter().filter(|(key, _)| *key == class) {
+            for receiver in list {
+                receiver.handle.outbox().borrow_mut().note_head(receiver.slot, head, now);
+            }
+        }
+    }
+
+    /// Seals everything, and tells every worker.
+    fn drain(&mut self, now: Now) {
+        self.draining = true;
+        self.seal_channels(now);
+        for worker in (0..self.router.workers()).filter(|&worker| worker != self.worker) {
+            self.router.send(worker, ToWorker::Sealed);
+        }
+        self.note_sealed(now);
+    }
+
+    /// Once all workers have sealed, their last frames are in the outboxes here, and every connection ends.
+    fn note_sealed(&mut self, now: Now) {
+        self.workers_sealed += 1;
+        if self.workers_sealed < self.router.workers() {
+            return;
+        }
+        // What has come in the meantime.
+        self.seal_channels(now);
+        for (_, member) in &self.members {
+            member.handle.end(CloseReason::Drain);
+        }
+    }
+
+    fn seal_channels(&mut self, now: Now) {
+        let ids: Vec<ChannelId> = self.channels.keys().copied().collect();
+        for id in ids {
+            self.with_channel(id, now, Channel::seal_all);
+            self.dispatch(id, now);
+        }
+    }
+
+    fn join_at_home(
+        &mut self,
+        info: &Arc<ChannelInfo>,
+        from: Option<ClassKey>,
+        to: ClassKey,
+        worker: usize,
+        now: Now,
+    ) -> Result<Seq, ClassesFull> {
+        self.channels.entry(info.id).or_insert_with(|| Channel::new(Arc::clone(info)));
+        let classes_max = self.config.channel.classes_max;
+        let seq = self.with_channel(info.id, now, |channel, flush| match from {
+            Some(from) => channel.switch(from, to, worker, classes_max, flush),
+            None => channel.join(to, worker, classes_max, flush),
+        });
+        // Before the receivers change and before the answer: the frames of the past are on their way first.
+        self.dispatch(info.id, now);
+        if let Some(from) = from {
+            self.leave_at_home(info.id, from, worker);
+        }
+        seq.unwrap_or(Err(ClassesFull))
+    }
+
+    /// Sequence of the next sample of a channel whose home is here; 1 for one that was never published to.
+    fn next_seq_at_home(&self, channel: ChannelId) -> Seq {
+        self.channels.get(&channel).map_or(1, Channel::next_seq)
+    }
+
+    fn leave_at_home(&mut self, channel: ChannelId, class: ClassKey, worker: usize) {
+        if let Some(channel) = self.channels.get_mut(&channel) {
+            channel.leave(class, worker);
+        }
+    }
+}
+
+/// A request failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The name of the error.
+    pub code: ErrorCode,
+    /// The field, the value and the remedy.
+    pub message: String,
+}
+
+/// Channel numbers are given in order, so a multiplication spreads them well enough.
+#[derive(Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(u32::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, value: u32) {
+        self.0 = (self.0.rotate_left(5) ^ u64::from(value)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}

@@ -1,0 +1,337 @@
+//! One channel at its home worker: its sequence and the open batch of each delivery class in use. Never knows a
+//! connection: it knows how many receivers each worker has.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::batch::{Batch, BlockRef, ClassKey, FrameOf};
+use super::directory::ChannelInfo;
+use crate::clock::Now;
+use crate::config::BatchLimits;
+use crate::metrics::{FlushCause, WorkerMetrics};
+use crate::wire::{ChannelId, Frame, Seq};
+
+/// The channel has as many delivery classes as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassesFull;
+
+/// A frame, and the position of its class in the channel.
+pub type Sealed = (usize, Arc<Frame>);
+
+/// What sealing needs from the worker.
+#[derive(Debug)]
+pub struct Flush<'a> {
+    /// The instant that it happens at.
+    pub now: Now,
+    /// When batches are sealed.
+    pub limits: &'a BatchLimits,
+    /// By how much windows are widened at the moment; 1 is not at all.
+    pub widening: u32,
+    /// Where batches that stay open wait for their deadlines.
+    pub due: &'a mut DueQueue,
+    /// The worker's metrics.
+    pub metrics: &'a mut WorkerMetrics,
+    /// Takes the frames.
+    pub sealed: &'a mut Vec<Sealed>,
+}
+
+impl Flush<'_> {
+    fn window(&self, key: ClassKey) -> Duration {
+        let widest = self.limits.window_max.max(key.delay());
+        (key.delay() * self.widening).min(widest)
+    }
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Channel {
+    info: Arc<ChannelInfo>,
+    next_seq: Seq,
+    classes: Vec<Class>,
+    last_published: Option<Instant>,
+}
+
+/// A delivery class: everybody in it gets the same frames.
+#[derive(Debug)]
+pub struct Class {
+    batch: Batch,
+    /// Receivers on each worker.
+    receivers: Vec<u32>,
+}
+
+impl Class {
+    /// Its key.
+    #[must_use]
+    pub const fn key(&self) -> ClassKey {
+        self.batch.key()
+    }
+
+    /// The workers that have receivers.
+    pub fn workers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.receivers.iter().enumerate().filter(|(_, count)| **count > 0).map(|(worker, _)| worker)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.receivers.iter().all(|count| *count == 0)
+    }
+}
+
+impl Channel {
+    /// A channel whose next sample is its first.
+    #[must_use]
+    pub const fn new(info: Arc<ChannelInfo>) -> Self {
+        Self { info, next_seq: 1, classes: Vec::new(), last_published: None }
+    }
+
+    /// What never changes.
+    #[must_use]
+    pub const fn info(&self) -> &Arc<ChannelInfo> {
+        &self.info
+    }
+
+    /// Sequence of the next sample.
+    #[must_use]
+    pub const fn next_seq(&self) -> Seq {
+        self.next_seq
+    }
+
+    /// When it was last published to.
+    #[must_use]
+    pub const fn last_published(&self) -> Option<Instant> {
+        self.last_published
+    }
+
+    /// The class at a position that [`Sealed`] gives.
+    #[must_use]
+    pub fn class(&self, position: usize) -> Option<&Class> {
+        self.classes.get(position)
+    }
+
+    /// Its classes in use.
+    #[must_use]
+    pub fn classes(&self) -> &[Class] {
+        &self.classes
+    }
+
+    /// Receivers on all workers.
+    #[must_use]
+    pub fn receivers(&self) -> u64 {
+        self.classes.iter().flat_map(|class| &class.receivers).map(|&count| u64::from(count)).sum()
+    }
+
+    /// Gives a block its sequences and puts it into the batch of every class; seals those that are ready. Returns the
+    /// sequence of its first sample.
+    pub fn publish(&mut self, block: BlockRef<'_>, flush: &mut Flush<'_>) -> Seq {
+        let first = self.next_seq;
+        self.next_seq += block.spans.len() as u64;
+        self.last_published = Some(flush.now.at);
+        for position in 0..self.classes.len() {
+            let batch = &self.classes[position].batch;
+            let would_be = batch.block_bytes() + block.content.len();
+            if batch.count() > 0 && would_be > flush.limits.frame_bytes_max {
+                self.seal(position, FlushCause::Bytes, flush);
+            }
+            let window = flush.window(self.classes[position].key());
+            let batch = &mut self.classes[position].batch;
+            let opened = batch.append(block, first);
+            let cause = if batch.key().delay_ms == 0 {
+                Some(FlushCause::Immediate)
+            } else if opened && batch.is_quiet(window, flush.now) {
+                Some(FlushCause::LeadingEdge)
+            } else if batch.block_bytes() >= flush.limits.frame_bytes_max {
+                Some(FlushCause::Bytes)
+            } else if batch.count() as usize >= flush.limits.frame_samples_max {
+                Some(FlushCause::Samples)
+            } else {
+                None
+            };
+            let sealed = cause.is_some_and(|cause| self.seal(position, cause, flush));
+            if opened && !sealed {
+                self.wait(position, flush);
+            }
+        }
+        first
+    }
+
+    /// Seals the batch whose deadline has come, unless that happened before.
+    pub fn handle_due(&mut self, due: &Due, flush: &mut Flush<'_>) {
+        let Some(position) = self.position(due.class) else { return };
+        let batch = &self.classes[position].batch;
+        if batch.is_open()
+            && batch.serial() == due.serial
+            && !self.seal(position, FlushCause::Deadline, flush)
+        {
+            self.wait(position, flush);
+        }
+    }
+
+    /// Seals everything that is open, because nothing comes after it: also what a rate has held back.
+    pub fn seal_all(&mut self, flush: &mut Flush<'_>) {
+        for position in 0..self.classes.len() {
+            if self.classes[position].batch.is_open() {
+                self.classes[position].batch.allow_pending();
+                self.seal(position, FlushCause::Drain, flush);
+            }
+        }
+    }
+
+    /// A receiver on `worker` joins a class. The class's open batch is sealed, so that the receiver's first sample is exactly
+    /// the next one. Returns its sequence.
+    ///
+    /// # Errors
+    /// The class is new and the channel has no room for it.
+    pub fn join(
+        &mut self,
+        key: ClassKey,
+        worker: usize,
+        classes_max: usize,
+        flush: &mut Flush<'_>,
+    ) -> Result<Seq, ClassesFull> {
+        let position = match self.position(key) {
+            Some(position) => {
+                self.seal_for_join(position, flush);
+                position
+            }
+            None if self.classes.len() >= classes_max => return Err(ClassesFull),
+            None => {
+                self.classes.push(Class { batch: Batch::new(key), receivers: Vec::new() });
+                self.classes.len() - 1
+            }
+        };
+        let receivers = &mut self.classes[position].receivers;
+        if receivers.len() <= worker {
+            receivers.resize(worker + 1, 0);
+        }
+        receivers[worker] += 1;
+        Ok(self.next_seq)
+    }
+
+    /// A receiver moves from one class to another. Both open batches are sealed first: it misses nothing and gets nothing
+    /// twice. Returns the sequence of its first sample in the new class. The frames in `flush.sealed` must go out before the
+    /// receivers change, so this only joins; [`Channel::leave`] follows.
+    ///
+    /// # Errors
+    /// As [`Channel::join`].
+    pub fn switch(
+        &mut self,
+        from: ClassKey,
+        to: ClassKey,
+        worker: usize,
+        classes_max: usize,
+        flush: &mut Flush<'_>,
+    ) -> Result<Seq, ClassesFull> {
+        if let Some(position) = self.position(from) {
+            self.seal_for_join(position, flush);
+        }
+        self.join(to, worker, classes_max, flush)
+    }
+
+    /// A receiver on `worker` leaves a class; a class without receivers is forgotten, with its open batch.
+    pub fn leave(&mut self, key: ClassKey, worker: usize) {
+        let Some(position) = self.position(key) else { return };
+        let class = &mut self.classes[position];
+        if let Some(count) = class.receivers.get_mut(worker) {
+            *count = count.saturating_sub(1);
+        }
+        if class.is_unused() {
+            self.classes.swap_remove(position);
+        }
+    }
+
+    /// The newest sequence that the frames of a class have reached.
+    #[must_use]
+    pub fn head(&self, key: ClassKey) -> Option<Seq> {
+        let class = self.classes.get(self.position(key)?)?;
+        Some(class.batch.settled(self.next_seq - 1))
+    }
+
+    fn position(&self, key: ClassKey) -> Option<usize> {
+        self.classes.iter().position(|class| class.key() == key)
+    }
+
+    fn seal_for_join(&mut self, position: usize, flush: &mut Flush<'_>) {
+        let batch = &mut self.classes[position].batch;
+        if batch.is_open() {
+            batch.allow_pending();
+            self.seal(position, FlushCause::Join, flush);
+        }
+    }
+
+    /// Returns whether there was a frame; whatever the class still holds back waits for another deadline then.
+    fn seal(&mut self, position: usize, cause: FlushCause, flush: &mut Flush<'_>) -> bool {
+        let of = FrameOf { channel: self.info.id, name: &self.info.name, epoch: self.info.epoch };
+        let Some(frame) = self.classes[position].batch.seal(of, flush.now, flush.metrics) else {
+            return false;
+        };
+        flush.metrics.counters.flushes[cause] += 1;
+        flush.sealed.push((position, frame));
+        if self.classes[position].batch.is_open() {
+            self.wait(position, flush);
+        }
+        true
+    }
+
+    fn wait(&self, position: usize, flush: &mut Flush<'_>) {
+        let batch = &self.classes[position].batch;
+        let wait = batch.wait(flush.window(batch.key()));
+        let due = Due { channel: self.info.id, class: batch.key(), serial: batch.serial() };
+        flush.due.push(flush.now.at, wait, due);
+    }
+}
+
+/// A batch that has to be sealed at a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// Its channel.
+    pub channel: ChannelId,
+    /// Its class.
+    pub class: ClassKey,
+    /// Which filling of the batch.
+    pub serial: u64,
+}
+
+/// The deadlines of a worker's open batches. Deadlines of one length come due in the order in which they were set, so there
+/// is a queue for each length in use and no heap.
+#[derive(Debug, Default)]
+pub struct DueQueue {
+    lengths: Vec<(Duration, VecDeque<(Instant, Due)>)>,
+}
+
+impl DueQueue {
+    /// Sets a deadline `wait` after `now`.
+    pub fn push(&mut self, now: Instant, wait: Duration, due: Due) {
+        let at = now + wait;
+        if let Some((_, queue)) = self.lengths.iter_mut().find(|(length, _)| *length == wait) {
+            queue.push_back((at, due));
+        } else {
+            self.lengths.push((wait, VecDeque::from([(at, due)])));
+        }
+    }
+
+    /// The next deadline.
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
+        self.lengths.iter().filter_map(|(_, queue)| queue.front()).map(|(at, _)| *at).min()
+    }
+
+    /// Takes the earliest deadline, if it has come, and when it was due.
+    pub fn pop(&mut self, now: Instant) -> Option<(Instant, Due)> {
+        let fronts = self.lengths.iter().enumerate();
+        let (position, at) = fronts
+            .filter_map(|(position, (_, queue))| Some((position, queue.front()?.0)))
+            .min_by_key(|&(_, at)| at)?;
+        if at > now {
+            return None;
+        }
+        let (_, queue) = &mut self.lengths[position];
+        let popped = queue.pop_front();
+        if queue.is_empty() {
+            self.lengths.swap_remove(position);
+        }
+        popped
+    }
+}
+
+#[cfg(test)]
+mod tests;

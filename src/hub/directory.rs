@@ -1,0 +1,221 @@
+//! Which channels exist: name, number, epoch, home worker, and who still needs them. Shared by all workers behind one lock
+//! that only control messages take; nothing on the data path does. Never knows subscribers or sockets.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::pattern::Pattern;
+use crate::wire::ChannelId;
+
+/// What never changes in a channel's life.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// Its number.
+    pub id: ChannelId,
+    /// Its name.
+    pub name: Box<str>,
+    /// The life of its sequence; random.
+    pub epoch: u32,
+    /// The worker that owns its sequence.
+    pub home: usize,
+}
+
+/// Why somebody holds a channel open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// To publish: patterns find the channel from now on.
+    Publisher,
+    /// To subscribe by name.
+    Subscriber,
+}
+
+/// The server has as many channels as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectoryFull;
+
+/// A channel that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The channel.
+    pub info: Arc<ChannelInfo>,
+    /// Whether patterns have to be told: it is published to for the first time.
+    pub announce: bool,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Directory {
+    by_name: HashMap<Box<str>, Listed>,
+    by_id: HashMap<ChannelId, Box<str>>,
+    next_id: u32,
+    workers: usize,
+    channels_max: usize,
+}
+
+#[derive(Debug)]
+struct Listed {
+    info: Arc<ChannelInfo>,
+    published: bool,
+    holders: usize,
+    free_since: Option<Instant>,
+}
+
+impl Directory {
+    /// An empty directory for that many workers and at most `channels_max` channels.
+    #[must_use]
+    pub fn new(workers: usize, channels_max: usize) -> Self {
+        Self { by_name: HashMap::new(), by_id: HashMap::new(), next_id: 1, workers, channels_max }
+    }
+
+    /// Opens a channel by its (checked) name, and makes it if need be. Each call is one hold, given back with
+    /// [`Directory::release`].
+    ///
+    /// # Errors
+    /// The channel is new and the server has no room for it.
+    pub fn open(&mut self, name: &str, role: Role) -> Result<Opened, DirectoryFull> {
+        if !self.by_name.contains_key(name) {
+            if self.by_name.len() >= self.channels_max || self.next_id == u32::MAX {
+                return Err(DirectoryFull);
+            }
+            let id = ChannelId(self.next_id);
+            self.next_id += 1;
+            let home = home_of(name, self.workers);
+            let info = Arc::new(ChannelInfo { id, name: name.into(), epoch: fastrand::u32(1..), home });
+            self.by_id.insert(id, name.into());
+            self.by_name.insert(name.into(), Listed { info, published: false, holders: 0, free_since: None });
+        }
+        let Some(listed) = self.by_name.get_mut(name) else { return Err(DirectoryFull) };
+        listed.holders += 1;
+        listed.free_since = None;
+        let announce = role == Role::Publisher && !listed.published;
+        listed.published |= announce;
+        Ok(Opened { info: Arc::clone(&listed.info), announce })
+    }
+
+    /// The published channels that a pattern matches, at most `limit` and one more; each comes with a hold.
+    pub fn open_matching(&mut self, pattern: &Pattern, limit: usize) -> Vec<Arc<ChannelInfo>> {
+        let mut found = Vec::new();
+        for (name, listed) in &mut self.by_name {
+            if listed.published && pattern.matches(name) {
+                listed.holders += 1;
+                listed.free_since = None;
+                found.push(Arc::clone(&listed.info));
+                if found.len() > limit {
+                    break;
+                }
+            }
+        }
+        found
+    }
+
+    /// One more hold on a channel that is known to be held; `false` if it is gone.
+    pub fn hold(&mut self, id: ChannelId) -> bool {
+        let Some(listed) = self.by_id.get(&id).and_then(|name| self.by_name.get_mut(name)) else {
+            return false;
+        };
+        listed.holders += 1;
+        listed.free_since = None;
+        true
+    }
+
+    /// Gives back one hold.
+    pub fn release(&mut self, id: ChannelId, now: Instant) {
+        if let Some(listed) = self.by_id.get(&id).and_then(|name| self.by_name.get_mut(name)) {
+            debug_assert!(listed.holders > 0, "released more often than opened");
+            listed.holders = listed.holders.saturating_sub(1);
+            if listed.holders == 0 {
+                listed.free_since = Some(now);
+            }
+        }
+    }
+
+    /// Forgets the channels that nobody has held for `linger`; their homes have to forget them too.
+    pub fn sweep(&mut self, linger: Duration, now: Instant) -> Vec<Arc<ChannelInfo>> {
+        let mut gone = Vec::new();
+        self.by_name.retain(|_, listed| {
+            let keep = listed.free_since.is_none_or(|since| now.saturating_duration_since(since) < linger);
+            if !keep {
+                gone.push(Arc::clone(&listed.info));
+            }
+            keep
+        });
+        for info in &gone {
+            self.by_id.remove(&info.id);
+        }
+        gone
+    }
+
+    /// How many channels there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+}
+
+/// FNV-1a: the same name has the same home in every life of a server with as many workers.
+fn home_of(name: &str, workers: usize) -> usize {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    usize::try_from(hash % workers.max(1) as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text, 255).unwrap()
+    }
+
+    #[test]
+    fn a_channel_is_announced_by_its_first_publisher_only() {
+        let mut directory = Directory::new(2, 10);
+        let opened = directory.open("a.b", Role::Subscriber).unwrap();
+        assert!(!opened.announce);
+        assert!(directory.open_matching(&pattern("a.*"), 10).is_empty(), "nobody publishes yet");
+        let published = directory.open("a.b", Role::Publisher).unwrap();
+        assert!(published.announce);
+        assert_eq!(published.info, opened.info);
+        assert!(!directory.open("a.b", Role::Publisher).unwrap().announce);
+        assert_eq!(directory.open_matching(&pattern("a.*"), 10), [opened.info]);
+    }
+
+    #[test]
+    fn a_channel_lingers_and_its_number_is_never_used_again() {
+        let linger = Duration::from_secs(60);
+        let start = Instant::now();
+        let mut directory = Directory::new(1, 1);
+        let first = directory.open("a", Role::Publisher).unwrap().info;
+        assert_eq!(directory.open("b", Role::Publisher).unwrap_err(), DirectoryFull);
+        assert!(directory.hold(first.id));
+        directory.release(first.id, start);
+        assert!(directory.sweep(linger, start + linger).is_empty(), "still held once");
+        directory.release(first.id, start);
+        assert!(directory.sweep(linger, start + linger / 2).is_empty());
+        assert_eq!(directory.open("a", Role::Publisher).unwrap().info, first, "the same life");
+        assert!(directory.sweep(linger, start + linger).is_empty(), "held again");
+        directory.release(first.id, start);
+        assert_eq!(directory.sweep(linger, start + linger), [Arc::clone(&first)]);
+        assert!(!directory.hold(first.id));
+        let second = directory.open("a", Role::Publisher).unwrap();
+        assert_ne!(second.info.id, first.id);
+        assert!(second.announce);
+    }
+
+    #[test]
+    fn a_home_depends_on_the_name_alone() {
+        for workers in 1..9 {
+            let home = home_of("robot.7.imu", workers);
+            assert!(home < workers);
+            assert_eq!(home, home_of("robot.7.imu", workers));
+        }
+    }
+}

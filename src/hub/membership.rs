@@ -1,0 +1,772 @@
+//! Who receives and who publishes what: connections as the hub knows them, their subscriptions, and how they join and leave
+//! delivery classes, here or at another worker. The control half of the hub: nothing here runs for a sample.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::batch::ClassKey;
+use super::channel::ClassesFull;
+use super::directory::{ChannelInfo, Role};
+use super::report::count_totals;
+use super::router::{Announced, ToWorker};
+use super::{Hub, Receiver, Refused};
+use crate::clock::Now;
+use crate::outbox::handle::OutboxHandle;
+use crate::outbox::{Slot, SlotOptions};
+use crate::pattern::{self, Pattern};
+use crate::session::DeliveryOptions;
+use crate::wire::control::{ChannelEntry, ErrorCode, Event, Ledger, Policy, Position};
+use crate::wire::{ChannelId, Codec, ConnectionId, Seq};
+
+fn class_of(delivery: &DeliveryOptions, codec: Codec) -> ClassKey {
+    ClassKey {
+        codec,
+        delay_ms: delivery.max_delay_ms,
+        interval_us: delivery.max_rate_hz.map(interval_us),
+        newest_only: delivery.policy == Policy::Latest,
+    }
+}
+
+fn slot_options(delivery: &DeliveryOptions, class: ClassKey) -> SlotOptions {
+    SlotOptions {
+        policy: delivery.policy,
+        max_age: Duration::from_millis(u64::from(delivery.max_age_ms)),
+        hole: class.hole(),
+    }
+}
+
+/// The time between samples that a rate stands for.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "such a cast saturates")]
+fn interval_us(rate_hz: f64) -> u32 {
+    (1e6 / rate_hz).ceil() as u32
+}
+
+/// A connection that the hub takes in.
+#[derive(Debug)]
+pub struct NewMember {
+    /// Its number.
+    pub id: ConnectionId,
+    /// Its outbox.
+    pub handle: Rc<OutboxHandle>,
+    /// How its data is encoded.
+    pub codec: Codec,
+    /// Who it says it is.
+    pub user: Option<Box<str>>,
+    /// Address of the peer.
+    pub remote: Box<str>,
+}
+
+/// A connection as the hub knows it.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) id: ConnectionId,
+    pub(super) handle: Rc<OutboxHandle>,
+    pub(super) codec: Codec,
+    pub(super) user: Option<Box<str>>,
+    pub(super) remote: Box<str>,
+    pub(super) since: Now,
+    pub(super) subscriptions: Slab<Subscription>,
+    /// Subscriptions that it has ever had: tells the older from the newer, since their places are used again.
+    subscribed: u64,
+    pub(super) receiving: HashMap<ChannelId, Receiving>,
+    pub(super) advertised: HashMap<ChannelId, Arc<ChannelInfo>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pattern: Pattern,
+    delivery: DeliveryOptions,
+    /// Grows from one subscription of the connection to the next.
+    order: u64,
+}
+
+/// A channel that a connection receives, by one of its subscriptions.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    info: Arc<ChannelInfo>,
+    slot: Slot,
+    /// The subscription whose delivery options hold: one by name before one by pattern, then the oldest.
+    by: usize,
+    /// The class that the home and this worker know it in; none before its first join was answered.
+    class: Option<ClassKey>,
+    /// The join that is under way; there is one at a time.
+    joining: Option<usize>,
+    /// Whether the peer knows the channel's number.
+    told: bool,
+}
+
+/// A join that the home has not answered yet. It stays until then, even if whoever asked has gone: its number must not be
+/// another's when the answer comes.
+#[derive(Debug)]
+pub(super) struct Join {
+    member: usize,
+    info: Arc<ChannelInfo>,
+    to: ClassKey,
+    /// What waits for it.
+    purposes: Vec<Purpose>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// Part of a `subscribe`.
+    Request(usize),
+    /// A pattern has found a new channel.
+    Found,
+    /// Another subscription's options took over.
+    Takeover,
+}
+
+/// A `subscribe` whose channels are being joined.
+#[derive(Debug)]
+pub(super) struct Request {
+    member: usize,
+    id: Option<u64>,
+    subscription: usize,
+    /// The subscription has ended meanwhile: there is nothing to tell.
+    ended: bool,
+    remaining: usize,
+    joined: Vec<(Arc<ChannelInfo>, Seq)>,
+    classes_full: bool,
+}
+
+/// An `advertise` that other workers have not answered yet.
+#[derive(Debug)]
+pub(super) struct Announcing {
+    member: usize,
+    /// Its number, since places are used again.
+    connection: ConnectionId,
+    id: Option<u64>,
+    info: Arc<ChannelInfo>,
+    seq: Seq,
+    remaining: usize,
+}
+
+/// Who has to hear of an `advertise` before it is answered, beside the channel's home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tell {
+    /// Every worker: its patterns may match.
+    Patterns,
+    /// Nobody: the channel is known.
+    Nobody,
+}
+
+impl Hub {
+    /// Takes a connection in. Returns its place.
+    pub fn add_member(&mut self, new: NewMember, now: Now) -> usize {
+        self.metrics.counters.connections_opened += 1;
+        let NewMember { id, handle, codec, user, remote } = new;
+        self.members.insert(Member {
+            id,
+            handle,
+            codec,
+            user,
+            remote,
+            since: now,
+            subscriptions: Slab::new(),
+            subscribed: 0,
+            receiving: HashMap::new(),
+            advertised: HashMap::new(),
+        })
+    }
+
+    /// Forgets a connection: afterwards no list holds it.
+    pub fn remove_member(&mut self, member: usize, now: Now) {
+        // Nobody is left to answer.
+        self.requests.retain(|_, request| request.member != member);
+        let channels: Vec<ChannelId> = self.members[member].receiving.keys().copied().collect();
+        for channel in channels {
+            self.stop_receiving(member, channel, now);
+        }
+        let gone = self.members.remove(member);
+        for (number, subscription) in &gone.subscriptions {
+            self.patterns.remove(&subscription.pattern, (member, number));
+        }
+        self.release_all(gone.advertised.keys().copied(), now);
+        for code in gone.handle.take_errors() {
+            self.metrics.counters.errors_sent[code] += 1;
+        }
+        let totals = *gone.handle.outbox().borrow().totals();
+        count_totals(&mut self.metrics, &totals);
+    }
+
+    /// Where each channel of a connection stands, for its `goodbye`.
+    #[must_use]
+    pub fn positions(&self, member: usize) -> Vec<Position> {
+        let Some(member) = self.members.get(member) else { return Vec::new() };
+        let outbox = member.handle.outbox().borrow();
+        member
+            .receiving
+            .values()
+            .map(|receiving| Position {
+                channel: receiving.info.id.0,
+                epoch: receiving.info.epoch,
+                seq: outbox.next_seq(receiving.slot).saturating_sub(1),
+            })
+            .collect()
+    }
+
+    /// Whether a connection neither receives nor publishes anything.
+    #[must_use]
+    pub fn is_idle(&self, member: usize) -> bool {
+        self.members.get(member).is_none_or(|m| m.subscriptions.is_empty() && m.advertised.is_empty())
+    }
+
+    /// The channel that a connection has advertised under this name.
+    #[must_use]
+    pub fn advertised(&self, member: usize, name: &str) -> Option<ChannelId> {
+        let this = self.members.get(member)?;
+        this.advertised.values().find(|info| *info.name == *name).map(|info| info.id)
+    }
+
+    /// Subscribes a connection, or changes the delivery of a subscription that it has. The answer goes into the control
+    /// lane when all channels that match have been joined.
+    ///
+    /// # Errors
+    /// Says which limit or rule stands against it; nothing has changed then.
+    pub fn subscribe(
+        &mut self,
+        member: usize,
+        id: Option<u64>,
+        pattern: &Pattern,
+        delivery: DeliveryOptions,
+        now: Now,
+    ) -> Result<(), Refused> {
+        self.check_readable(member, pattern)?;
+        let limits = &self.config.channel;
+        let (subscriptions_max, channels_max) = (limits.subscriptions_max, limits.channels_max);
+        let this = &self.members[member];
+        let existing = this.number_of(pattern);
+        if existing.is_none() && this.subscriptions.len() >= subscriptions_max {
+            return Err(over_limit(
+                "subscriptions of a connection",
+                subscriptions_max,
+                "unsubscribe one first",
+            ));
+        }
+        // Each channel comes with a hold in the directory; those that are received already give it back.
+        let found = if pattern.is_literal() {
+            let opened =
+                self.router.directory(|directory| directory.open(pattern.as_str(), Role::Subscriber));
+            vec![opened.map_err(|_| self.directory_full())?.info]
+        } else {
+            self.router.directory(|directory| directory.open_matching(pattern, channels_max))
+        };
+        let new = found.iter().filter(|info| !this.receiving.contains_key(&info.id)).count();
+        if this.receiving.len() + new > channels_max {
+            self.release_all(found.iter().map(|info| info.id), now);
+            return Err(over_limit("channels of a connection", channels_max, "subscribe more narrowly"));
+        }
+
+        let this = &mut self.members[member];
+        let number = if let Some(number) = existing {
+            this.subscriptions[number].delivery = delivery;
+            number
+        } else {
+            if this.subscriptions.is_empty() {
+                // As in the outbox: many have a single one.
+                this.subscriptions.reserve_exact(1);
+            }
+            let order = this.subscribed;
+            this.subscribed += 1;
+            let number =
+                this.subscriptions.insert(Subscription { pattern: pattern.clone(), delivery, order });
+            self.patterns.insert(pattern, (member, number));
+            number
+        };
+        this.handle.begin_subscribe();
+        let request = self.requests.insert(Request {
+            member,
+            id,
+            subscription: number,
+            ended: false,
+            // One for each channel, and one for the loop itself: it must not answer before it has asked for all.
+            remaining: found.len() + 1,
+            joined: Vec::new(),
+            classes_full: false,
+        });
+        for info in found {
+            self.receive(member, info, number, Purpose::Request(request), now);
+        }
+        self.settle_request(request, now);
+        Ok(())
+    }
+
+    /// Ends a subscription. Channels that another subscription of the connection matches go on with that one's options.
+    ///
+    /// # Errors
+    /// It is not subscribed.
+    pub fn unsubscribe(
+        &mut self,
+        member: usize,
+        id: Option<u64>,
+        pattern: &Pattern,
+        now: Now,
+    ) -> Result<(), Refused> {
+        let Some(number) = self.members[member].number_of(pattern) else {
+            return Err(Refused {
+                code: ErrorCode::NotSubscribed,
+                message: format!(
+                    "channel {:?} is not subscribed; name it as in the subscribe",
+                    pattern.as_str()
+                ),
+            });
+        };
+        let channels = self.end_subscription(member, number, now);
+        let event = Event::Unsubscribed { id, subscription: pattern.as_str(), channels };
+        self.members[member].handle.push_event(&event);
+        Ok(())
+    }
+
+    /// Opens a channel for publishing. The answer goes into the control lane when every pattern in the server that matches
+    /// has joined, so that no sample published after it is missed.
+    ///
+    /// # Errors
+    /// Says which limit or rule stands against it.
+    pub fn advertise(
+        &mut self,
+        member: usize,
+        id: Option<u64>,
+        name: &str,
+        now: Now,
+    ) -> Result<ChannelId, Refused> {
+        if pattern::is_reserved(name) && !is_inbox(name) {
+            return Err(Refused {
+                code: ErrorCode::Forbidden,
+                message: format!("channel {name:?} belongs to the server; only $user.ID takes publishes"),
+            });
+        }
+        if let Some(channel) = self.advertised(member, name) {
+            let info = Arc::clone(&self.members[member].advertised[&channel]);
+            self.answer_advertise(member, id, &info, Tell::Nobody);
+            return Ok(channel);
+        }
+        let channels_max = self.config.channel.channels_max;
+        if self.members[member].advertised.len() >= channels_max {
+            let what = "advertised channels of a connection";
+            return Err(over_limit(what, channels_max, "use another connection"));
+        }
+        let opened = self.router.directory(|directory| directory.open(name, Role::Publisher));
+        let opened = opened.map_err(|_| self.directory_full())?;
+        let info = opened.info;
+        self.members[member].advertised.insert(info.id, Arc::clone(&info));
+        if opened.announce {
+            self.announce(&info, now);
+        }
+        self.answer_advertise(member, id, &info, if opened.announce { Tell::Patterns } else { Tell::Nobody });
+        Ok(info.id)
+    }
+
+    /// The home has answered a join: frames of the class come from here on.
+    pub(super) fn finish_join(&mut self, token: usize, seq: Result<Seq, ClassesFull>, now: Now) {
+        let Some(Join { member, info, to, purposes }) = self.joins.try_remove(token) else { return };
+        let channel = info.id;
+        let this = self.members.get_mut(member);
+        let receiving = this.and_then(|this| this.receiving.get_mut(&channel));
+        let Some(receiving) = receiving.filter(|receiving| receiving.joining == Some(token)) else {
+            // Whoever asked has gone meanwhile.
+            if seq.is_ok() {
+                self.leave(&info, to);
+            }
+            return;
+        };
+        receiving.joining = None;
+        let (slot, by) = (receiving.slot, receiving.by);
+        let before = std::mem::replace(&mut receiving.class, seq.is_ok().then_some(to));
+        let this = &self.members[member];
+        let (delivery, handle) = (this.subscriptions[by].delivery, Rc::clone(&this.handle));
+        if let Ok(seq) = seq {
+            let options = slot_options(&delivery, to);
+            if let Some(old) = before {
+                self.remove_receiver(channel, old, &handle);
+                handle.outbox().borrow_mut().switch_slot(slot, options, seq, now);
+            } else {
+                handle.outbox().borrow_mut().start_slot(slot, options, seq);
+            }
+            let classes = &mut self.receivers.entry(channel).or_default().classes;
+            let receiver = Receiver { handle, slot };
+            match classes.iter_mut().find(|(key, _)| *key == to) {
+                Some((_, receivers)) => receivers.push(receiver),
+                None => classes.push((to, vec![receiver])),
+            }
+        } else {
+            if let Some(old) = before {
+                self.remove_receiver(channel, old, &handle);
+            }
+            self.forget_receiving(member, channel, now);
+        }
+        for purpose in purposes {
+            if seq.is_ok() {
+                self.settle(member, channel, purpose, now);
+            } else {
+                self.refuse_join(member, channel, purpose, now);
+            }
+        }
+        // The options may have changed again while the home was asked.
+        if let Some(by) = self.members[member].receiving.get(&channel).map(|receiving| receiving.by) {
+            self.change_class(member, channel, by, Purpose::Takeover, now);
+        }
+    }
+
+    /// Has the patterns of this worker's connections receive a channel that is new to them.
+    pub(super) fn announce(&mut self, info: &Arc<ChannelInfo>, now: Now) {
+        let mut found = Vec::new();
+        self.patterns.matching(&info.name, &mut |value| found.push(value));
+        let channels_max = self.config.channel.channels_max;
+        for (member, number) in found {
+            let this = &self.members[member];
+            if this.receiving.contains_key(&info.id) {
+                continue;
+            }
+            if this.receiving.len() >= channels_max {
+                let what = "channels of a connection";
+                this.refuse(None, &over_limit(what, channels_max, "subscribe more narrowly"));
+            } else if self.router.directory(|directory| directory.hold(info.id)) {
+                // Several of its patterns may match, and the index does not know their age.
+                let number = this.best_subscription(&info.name).unwrap_or(number);
+                self.receive(member, Arc::clone(info), number, Purpose::Found, now);
+            }
+        }
+    }
+
+    /// Another worker has answered an `advertise`: its patterns have joined, or it is the home and says where the sequence
+    /// stands.
+    pub(super) fn finish_announce(&mut self, token: usize, seq: Option<Seq>) {
+        let Some(announcing) = self.announcing.get_mut(token) else { return };
+        announcing.seq = seq.unwrap_or(announcing.seq);
+        announcing.remaining -= 1;
+        if announcing.remaining == 0 {
+            let Announcing { member, connection, id, info, seq, .. } = self.announcing.remove(token);
+            // The connection may have gone, and its place may be another's by now.
+            let Some(member) = self.members.get(member).filter(|member| member.id == connection) else {
+                return;
+            };
+            member.handle.push_event(&Event::Advertised { id, channel: entry(&info, seq) });
+            member.handle.finish_request();
+        }
+    }
+
+    /// Has a connection receive a channel by one of its subscriptions. The caller holds the channel in the directory.
+    fn receive(&mut self, member: usize, info: Arc<ChannelInfo>, by: usize, purpose: Purpose, now: Now) {
+        let channel = info.id;
+        let this = &mut self.members[member];
+        if let Some(receiving) = this.receiving.get(&channel) {
+            let changes = receiving.by == by || this.best_subscription(&info.name) == Some(by);
+            // It has a hold already.
+            self.release_all([channel], now);
+            if changes {
+                self.change_class(member, channel, by, purpose, now);
+            } else {
+                self.settle_or_wait(member, channel, purpose, now);
+            }
+            return;
+        }
+        let delivery = this.subscriptions[by].delivery;
+        let class = class_of(&delivery, this.codec);
+        let slot = this.handle.outbox().borrow_mut().open_slot(channel, slot_options(&delivery, class), 1);
+        let receiving =
+            Receiving { info: Arc::clone(&info), slot, by, class: None, joining: None, told: false };
+        this.receiving.insert(channel, receiving);
+        self.join(member, info, class, vec![purpose], now);
+    }
+
+    /// Moves a channel of a connection to the delivery class that a subscription wants.
+    fn change_class(&mut self, member: usize, channel: ChannelId, by: usize, purpose: Purpose, now: Now) {
+        let this = &mut self.members[member];
+        let Some(receiving) = this.receiving.get_mut(&channel) else { return };
+        receiving.by = by;
+        let delivery = this.subscriptions[by].delivery;
+        let to = class_of(&delivery, this.codec);
+        if receiving.joining.is_none() && receiving.class != Some(to) {
+            let info = Arc::clone(&receiving.info);
+            self.join(member, info, to, vec![purpose], now);
+            return;
+        }
+        if receiving.joining.is_none() {
+            this.handle.outbox().borrow_mut().set_options(receiving.slot, slot_options(&delivery, to));
+        }
+        self.settle_or_wait(member, channel, purpose, now);
+    }
+
+    /// Tells whoever waits, or has it wait for the join that is under way: only its answer says where the channel begins.
+    fn settle_or_wait(&mut self, member: usize, channel: ChannelId, purpose: Purpose, now: Now) {
+        let Some(receiving) = self.members[member].receiving.get(&channel) else { return };
+        match receiving.joining.and_then(|token| self.joins.get_mut(token)) {
+            Some(join) => join.purposes.push(purpose),
+            None => self.settle(member, channel, purpose, now),
+        }
+    }
+
+    /// Asks the home for a place in a class, instead of the one that the connection has, if any.
+    fn join(
+        &mut self,
+        member: usize,
+        info: Arc<ChannelInfo>,
+        to: ClassKey,
+        purposes: Vec<Purpose>,
+        now: Now,
+    ) {
+        let Some(receiving) = self.members[member].receiving.get_mut(&info.id) else { return };
+        let from = receiving.class;
+        let token = self.joins.insert(Join { member, info: Arc::clone(&info), to, purposes });
+        receiving.joining = Some(token);
+        if info.home == self.worker {
+            let seq = self.join_at_home(&info, from, to, self.worker, now);
+            self.finish_join(token, seq, now);
+        } else {
+            let home = info.home;
+            self.router.send(home, ToWorker::Join { info, from, to, worker: self.worker, token });
+        }
+    }
+
+    /// Gives a place in a class back to the home.
+    fn leave(&mut self, info: &ChannelInfo, class: ClassKey) {
+        if info.home == self.worker {
+            self.leave_at_home(info.id, class, self.worker);
+        } else {
+            let worker = self.worker;
+            self.router.send(info.home, ToWorker::Leave { channel: info.id, class, worker });
+        }
+    }
+
+    /// A channel of a connection has joined its class, or stays as it is: tells whoever waits for it.
+    fn settle(&mut self, member: usize, channel: ChannelId, purpose: Purpose, now: Now) {
+        match purpose {
+            Purpose::Takeover => {}
+            Purpose::Found => self.tell(member, channel),
+            Purpose::Request(request) => {
+                let this = &self.members[member];
+                let Some(receiving) = this.receiving.get(&channel) else { return };
+                let seq = this.handle.outbox().borrow().next_seq(receiving.slot);
+                if let Some(pending) = self.requests.get_mut(request) {
+                    pending.joined.push((Arc::clone(&receiving.info), seq));
+                }
+                self.settle_request(request, now);
+            }
+        }
+    }
+
+    /// Tells the peer the number of a channel, once.
+    fn tell(&mut self, member: usize, channel: ChannelId) {
+        let this = &mut self.members[member];
+        let Some(receiving) = this.receiving.get_mut(&channel).filter(|receiving| !receiving.told) else {
+            return;
+        };
+        receiving.told = true;
+        let seq = this.handle.outbox().borrow().next_seq(receiving.slot);
+        let subscription = this.subscriptions[receiving.by].pattern.as_str();
+        this.handle.push_event(&Event::Channel { subscription, channel: entry(&receiving.info, seq) });
+    }
+
+    /// The home had no room for the class. Whatever the connection was in before, it is out of the channel now.
+    fn refuse_join(&mut self, member: usize, channel: ChannelId, purpose: Purpose, now: Now) {
+        if let Purpose::Request(request) = purpose {
+            if let Some(pending) = self.requests.get_mut(request) {
+                pending.classes_full = true;
+            }
+            self.settle_request(request, now);
+        } else {
+            let mut refused = self.classes_full();
+            refused.message = format!("channel number {channel}: {}", refused.message);
+            self.members[member].refuse(None, &refused);
+        }
+    }
+
+    /// One channel of a `subscribe` is settled; the last one brings the answer.
+    fn settle_request(&mut self, request: usize, now: Now) {
+        let Some(pending) = self.requests.get_mut(request) else { return };
+        pending.remaining -= 1;
+        if pending.remaining > 0 {
+            return;
+        }
+        let done = self.requests.remove(request);
+        let this = &self.members[done.member];
+        this.handle.finish_subscribe();
+        let Some(subscription) = this.subscriptions.get(done.subscription).filter(|_| !done.ended) else {
+            return;
+        };
+        if done.classes_full {
+            this.refuse(done.id, &self.classes_full());
+            self.end_subscription(done.member, done.subscription, now);
+            return;
+        }
+        let DeliveryOptions { policy, max_delay_ms, max_age_ms, max_rate_hz } = subscription.delivery;
+        this.handle.push_event(&Event::Subscribed {
+            id: done.id,
+            subscription: subscription.pattern.as_str(),
+            policy,
+            max_delay_ms,
+            max_age_ms,
+            max_rate_hz,
+            channels: done.joined.iter().map(|(info, seq)| entry(info, *seq)).collect(),
+        });
+        for (info, _) in &done.joined {
+            if let Some(receiving) = self.members[done.member].receiving.get_mut(&info.id) {
+                receiving.told = true;
+            }
+        }
+    }
+
+    /// Removes a subscription; its channels go over to another that matches, or end. Returns the ledgers of those.
+    fn end_subscription(&mut self, member: usize, number: usize, now: Now) -> Vec<Ledger> {
+        let this = &mut self.members[member];
+        let removed = this.subscriptions.remove(number);
+        self.patterns.remove(&removed.pattern, (member, number));
+        for (_, request) in &mut self.requests {
+            request.ended |= request.member == member && request.subscription == number;
+        }
+        let mut ended = Vec::new();
+        let by_it = |receiving: &&Receiving| receiving.by == number;
+        let affected: Vec<_> =
+            this.receiving.values().filter(by_it).map(|receiving| Arc::clone(&receiving.info)).collect();
+        for info in affected {
+            match self.members[member].best_subscription(&info.name) {
+                Some(next) => {
+                    // The answer that would have told of the channel does not come any more.
+                    let told = self.members[member].receiving.get(&info.id).is_some_and(|r| r.told);
+                    let purpose = if told { Purpose::Takeover } else { Purpose::Found };
+                    self.change_class(member, info.id, next, purpose, now);
+                }
+                None => ended.extend(self.stop_receiving(member, info.id, now)),
+            }
+        }
+        ended
+    }
+
+    /// Ends the receiving of a channel at its home, here and in the outbox. Returns the final ledger.
+    fn stop_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
+        let receiving = self.members[member].receiving.get(&channel)?;
+        let (info, class) = (Arc::clone(&receiving.info), receiving.class);
+        let waiting = if let Some(join) = receiving.joining.and_then(|token| self.joins.get_mut(token)) {
+            // Its answer finds nobody, and gives the place back.
+            std::mem::take(&mut join.purposes)
+        } else {
+            if let Some(class) = class {
+                self.leave(&info, class);
+            }
+            Vec::new()
+        };
+        let ledger = self.forget_receiving(member, channel, now);
+        for purpose in waiting {
+            if let Purpose::Request(request) = purpose {
+                self.settle_request(request, now);
+            }
+        }
+        ledger
+    }
+
+    fn forget_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
+        let this = &mut self.members[member];
+        let receiving = this.receiving.remove(&channel)?;
+        let handle = Rc::clone(&this.handle);
+        let ledger = handle.outbox().borrow_mut().close_slot(receiving.slot);
+        if let Some(class) = receiving.class {
+            self.remove_receiver(channel, class, &handle);
+        }
+        self.release_all([channel], now);
+        Some(ledger)
+    }
+
+    fn remove_receiver(&mut self, channel: ChannelId, class: ClassKey, handle: &Rc<OutboxHandle>) {
+        let Some(receivers) = self.receivers.get_mut(&channel) else { return };
+        if let Some(position) = receivers.classes.iter().position(|(key, _)| *key == class) {
+            let list = &mut receivers.classes[position].1;
+            if let Some(receiver) = list.iter().position(|receiver| Rc::ptr_eq(&receiver.handle, handle)) {
+                list.swap_remove(receiver);
+            }
+            if list.is_empty() {
+                receivers.classes.swap_remove(position);
+            }
+        }
+        if receivers.classes.is_empty() {
+            self.receivers.remove(&channel);
+        }
+    }
+
+    /// Answers an `advertise`, as soon as the workers that have to be told or asked have answered.
+    fn answer_advertise(&mut self, member: usize, id: Option<u64>, info: &Arc<ChannelInfo>, tell: Tell) {
+        let others = (0..self.router.workers()).filter(|&worker| worker != self.worker);
+        let told: Vec<usize> =
+            others.filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
+        let seq = self.next_seq_at_home(info.id);
+        if told.is_empty() {
+            let advertised = Event::Advertised { id, channel: entry(info, seq) };
+            self.members[member].handle.push_event(&advertised);
+            return;
+        }
+        self.members[member].handle.begin_request();
+        let remaining = told.len();
+        let token = {
+            let (connection, info) = (self.members[member].id, Arc::clone(info));
+            self.announcing.insert(Announcing { member, connection, id, info, seq, remaining })
+        };
+        for worker in told {
+            let done = Announced::Worker { worker: self.worker, token };
+            self.router.send(worker, ToWorker::Announce { info: Arc::clone(info), done });
+        }
+    }
+
+    /// Whether the connection may subscribe to this: the inbox of a user is that user's alone.
+    fn check_readable(&self, member: usize, pattern: &Pattern) -> Result<(), Refused> {
+        let Some(inbox) = pattern.as_str().strip_prefix("$user.") else { return Ok(()) };
+        if self.members[member].user.as_deref() == Some(inbox) {
+            return Ok(());
+        }
+        Err(Refused {
+            code: ErrorCode::Forbidden,
+            message: format!(
+                "channel {:?} is another user's inbox; connect with ?user=ID to receive $user.ID",
+                pattern.as_str()
+            ),
+        })
+    }
+
+    fn directory_full(&self) -> Refused {
+        over_limit("channels of the server", self.config.channel.channels_total_max, "use fewer names")
+    }
+
+    fn classes_full(&self) -> Refused {
+        let classes_max = self.config.channel.classes_max;
+        let remedy = "use a max_delay_ms and max_rate_hz that other subscribers use";
+        over_limit("delivery classes of a channel", classes_max, remedy)
+    }
+
+    fn release_all(&self, channels: impl IntoIterator<Item = ChannelId>, now: Now) {
+        self.router.directory(|directory| {
+            for channel in channels {
+                directory.release(channel, now.at);
+            }
+        });
+    }
+}
+
+impl Member {
+    fn number_of(&self, pattern: &Pattern) -> Option<usize> {
+        self.subscriptions.iter().find(|(_, s)| s.pattern == *pattern).map(|(number, _)| number)
+    }
+
+    /// The subscription whose options hold for a channel: by name before by pattern, then the oldest.
+    fn best_subscription(&self, name: &str) -> Option<usize> {
+        let matching = self.subscriptions.iter().filter(|(_, s)| s.pattern.matches(name));
+        matching.min_by_key(|(_, s)| (!s.pattern.is_literal(), s.order)).map(|(number, _)| number)
+    }
+
+    fn refuse(&self, id: Option<u64>, refused: &Refused) {
+        self.handle.push_event(&Event::Error { id, code: refused.code, message: &refused.message });
+    }
+}
+
+fn entry(info: &ChannelInfo, seq: Seq) -> ChannelEntry<'_> {
+    ChannelEntry { channel: info.id.0, name: &info.name, epoch: info.epoch, seq }
+}
+
+fn is_inbox(name: &str) -> bool {
+    name.strip_prefix("$user.").is_some_and(|user| !user.contains('.'))
+}
+
+fn over_limit(what: &str, most: usize, remedy: &str) -> Refused {
+    Refused { code: ErrorCode::LimitExceeded, message: format!("{what}: at most {most}; {remedy}") }
+}

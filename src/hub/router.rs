@@ -1,0 +1,387 @@
+//! How workers reach each other: the shared directory, and one bounded inbox for each worker. Never knows what a message
+//! does.
+//!
+//! Everything that one worker tells another goes through one queue, in order: that a receiver joined, and the frames that
+//! follow, can't overtake each other. What may be many is bounded before it is sent: publishes by [`PUBLISH_CREDIT_KIB`] (a
+//! publisher waits, and with it its socket), frames by [`FRAMES_MAX`] (more are lost, counted and told). The rest is answers
+//! and notices about channels that a connection holds already, so the limits of connections bound it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::batch::ClassKey;
+use super::channel::ClassesFull;
+use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use crate::clock::Now;
+use crate::metrics::WorkerMetrics;
+use crate::wire::control::Ledger;
+use crate::wire::decode::SampleSpan;
+use crate::wire::{ChannelId, Frame, Seq};
+
+/// Publishes on their way to one worker, in KiB: 8 MiB of samples are a tenth of a second at 80 MB/s, far more than a worker
+/// that keeps up ever leaves lying.
+pub const PUBLISH_CREDIT_KIB: usize = 8 << 10;
+
+/// Frames on their way to one worker: at 100 frames a second and channel, a tenth of a second of 800 channels.
+pub const FRAMES_MAX: usize = 8 << 10;
+
+/// Tokens of an inbox: the two bounds above, and room for what the limits of connections bound.
+const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
+
+/// What one worker tells another.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// A connection to own.
+    Socket(std::net::TcpStream),
+    /// Samples for a channel whose home is here.
+    Publish(Box<ForwardedPublish>),
+    /// A frame of a channel that has receivers here.
+    Frame {
+        /// Its class.
+        class: ClassKey,
+        /// The frame.
+        frame: Arc<Frame>,
+        /// One of [`FRAMES_MAX`].
+        permit: OwnedSemaphorePermit,
+    },
+    /// A receiver on another worker joins a class, from another class or newly.
+    Join {
+        /// The channel; its home is here.
+        info: Arc<ChannelInfo>,
+        /// The class that it leaves.
+        from: Option<ClassKey>,
+        /// The class that it joins.
+        to: ClassKey,
+        /// Its worker.
+        worker: usize,
+        /// To be given back in [`ToWorker::Joined`].
+        token: usize,
+    },
+    /// Answer to [`ToWorker::Join`].
+    Joined {
+        /// Of the request.
+        token: usize,
+        /// Sequence of the receiver's first sample.
+        seq: Result<Seq, ClassesFull>,
+    },
+    /// A receiver on another worker leaves a class.
+    Leave {
+        /// The channel; its home is here.
+        channel: ChannelId,
+        /// The class.
+        class: ClassKey,
+        /// Its worker.
+        worker: usize,
+    },
+    /// A channel is advertised: patterns may match it, and its home knows its sequence.
+    Announce {
+        /// The channel.
+        info: Arc<ChannelInfo>,
+        /// Whom to tell when the patterns here have joined.
+        done: Announced,
+    },
+    /// Answer to [`ToWorker::Announce`].
+    Announced {
+        /// Of the request.
+        token: usize,
+        /// Sequence of the channel's next sample, from its home.
+        seq: Option<Seq>,
+    },
+    /// Answer to a forwarded publish that asked for it.
+    Acked {
+        /// Who published.
+        publisher: Publisher,
+        /// What it asked with.
+        ack: u64,
+        /// The channel.
+        channel: ChannelId,
+        /// Sequence of its first sample.
+        seq: Seq,
+        /// Its samples.
+        count: u32,
+    },
+    /// The newest sequence of a class, after a frame of it was lost on its way here.
+    Head {
+        /// The channel.
+        channel: ChannelId,
+        /// The class.
+        class: ClassKey,
+        /// Its newest sequence.
+        head: Seq,
+    },
+    /// Nobody needs the channel any more; its home is here.
+    Retire(ChannelId),
+    /// Report metrics.
+    Report {
+        /// Takes the copy: a fresh one would cost the worker a millisecond of page faults.
+        buffer: Box<WorkerMetrics>,
+        /// Takes the report.
+        reply: oneshot::Sender<WorkerReport>,
+    },
+    /// List connections and channels.
+    List(oneshot::Sender<Listing>),
+    /// The server is shutting down: flush and end every connection.
+    Drain,
+    /// In a drain: a worker has sealed everything, and its frames are in this inbox, before this.
+    Sealed,
+    /// The drain took too long: cut the connections that are left.
+    Cut,
+    /// The worker ends.
+    Stop,
+}
+
+/// Whom to tell that an announcement has reached a worker's patterns.
+#[derive(Debug)]
+pub enum Announced {
+    /// A connection of that worker waits.
+    Worker {
+        /// The worker.
+        worker: usize,
+        /// To be given back.
+        token: usize,
+    },
+    /// A task waits.
+    Task(oneshot::Sender<()>),
+}
+
+/// A connection, as other workers name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Publisher {
+    /// Its worker.
+    pub worker: usize,
+    /// Its place there.
+    pub member: usize,
+    /// Its number, since places are used again.
+    pub connection: u64,
+}
+
+/// A publisher's message on its way to the channel's home: checked, and copied once.
+#[derive(Debug)]
+pub struct ForwardedPublish {
+    /// The channel.
+    pub info: Arc<ChannelInfo>,
+    /// Content of the `Block`.
+    pub content: Bytes,
+    /// Its samples.
+    pub spans: Box<[SampleSpan]>,
+    /// Base of their source times.
+    pub source_ns: u64,
+    /// When it was read.
+    pub received: Now,
+    /// Who wants to know the sequence, and the number of the request.
+    pub ack: Option<(Publisher, u64)>,
+    /// Its part of [`PUBLISH_CREDIT_KIB`], given back when it was handled.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What a worker reports for the metrics.
+#[derive(Debug)]
+pub struct WorkerReport {
+    /// Counters and distributions.
+    pub metrics: Box<WorkerMetrics>,
+    /// Subscriptions (names and patterns).
+    pub subscriptions: usize,
+    /// Frames that wait in outboxes.
+    pub outbox_frames: usize,
+    /// Bytes that wait in outboxes.
+    pub outbox_bytes: usize,
+    /// By how much flush windows are widened; 1 is not at all.
+    pub widening: u32,
+}
+
+/// What a worker lists for people.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Its connections.
+    pub connections: Vec<ConnectionRow>,
+    /// The channels whose home it is.
+    pub channels: Vec<ChannelRow>,
+}
+
+/// A row of `/api/connections`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ConnectionRow {
+    /// Number of the connection.
+    pub connection: u64,
+    /// Its worker.
+    pub worker: usize,
+    /// Address of the peer.
+    pub remote: String,
+    /// Who it says it is.
+    pub user: Option<String>,
+    /// Its subprotocol.
+    pub protocol: &'static str,
+    /// Milliseconds since the upgrade.
+    pub age_ms: u64,
+    /// Subscriptions (names and patterns).
+    pub subscriptions: usize,
+    /// Channels opened for publishing.
+    pub advertised: usize,
+    /// Frames that wait.
+    pub outbox_frames: usize,
+    /// Bytes that wait.
+    pub outbox_bytes: usize,
+    /// Age of the oldest frame that waits, in milliseconds.
+    pub lag_ms: u64,
+    /// Samples delivered.
+    pub delivered: u64,
+    /// Samples lost to overflow or age.
+    pub dropped: u64,
+    /// Samples left out by policy or rate limit.
+    pub conflated: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    /// Ledger of each channel.
+    pub channels: Vec<Ledger>,
+}
+
+/// A row of `/api/channels`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ChannelRow {
+    /// Its number.
+    pub channel: u32,
+    /// Its name.
+    pub name: String,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Its home worker.
+    pub worker: usize,
+    /// Samples published.
+    pub published: u64,
+    /// Milliseconds since the last publish.
+    pub idle_ms: Option<u64>,
+    /// Receivers.
+    pub receivers: u64,
+    /// Delivery classes in use.
+    pub classes: usize,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Router {
+    directory: Mutex<Directory>,
+    links: Vec<WorkerLink>,
+}
+
+/// The way to one worker.
+#[derive(Debug)]
+struct WorkerLink {
+    inbox: mpsc::Sender<ToWorker>,
+    publish_credit: Arc<Semaphore>,
+    frame_credit: Arc<Semaphore>,
+    connections: AtomicUsize,
+}
+
+impl Router {
+    /// The router of that many workers, and the inboxes to hand to them.
+    #[must_use]
+    pub fn new(workers: usize, channels_max: usize) -> (Arc<Self>, Vec<mpsc::Receiver<ToWorker>>) {
+        let (links, inboxes) = (0..workers.max(1))
+            .map(|_| {
+                let (inbox, receiver) = mpsc::channel(INBOX_MAX);
+                let link = WorkerLink {
+                    inbox,
+                    publish_credit: Arc::new(Semaphore::new(PUBLISH_CREDIT_KIB)),
+                    frame_credit: Arc::new(Semaphore::new(FRAMES_MAX)),
+                    connections: AtomicUsize::new(0),
+                };
+                (link, receiver)
+            })
+            .unzip();
+        let directory = Mutex::new(Directory::new(workers.max(1), channels_max));
+        (Arc::new(Self { directory, links }), inboxes)
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub const fn workers(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Works on the directory under its lock; `work` must be short and must not reach the router again.
+    pub fn directory<T>(&self, work: impl FnOnce(&mut Directory) -> T) -> T {
+        // A panic inside leaves the directory consistent enough to go on: each step is one map operation.
+        work(&mut self.directory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends what is bounded elsewhere. A worker that has ended takes nothing any more.
+    pub fn send(&self, worker: usize, message: ToWorker) {
+        if let Some(link) = self.links.get(worker) {
+            let full = matches!(link.inbox.try_send(message), Err(mpsc::error::TrySendError::Full(_)));
+            debug_assert!(!full, "an inbox has room for everything that is bounded before it is sent");
+        }
+    }
+
+    /// Sends a frame; `false` if too many are on their way.
+    #[must_use]
+    pub fn send_frame(&self, worker: usize, class: ClassKey, frame: &Arc<Frame>) -> bool {
+        let Some(link) = self.links.get(worker) else { return false };
+        let Ok(permit) = Arc::clone(&link.frame_credit).try_acquire_owned() else { return false };
+        self.send(worker, ToWorker::Frame { class, frame: Arc::clone(frame), permit });
+        true
+    }
+
+    /// Sends a publish if there is credit; gives it back otherwise.
+    ///
+    /// # Errors
+    /// The message, if the inbox has too much.
+    pub fn try_publish(&self, mut publish: Box<ForwardedPublish>) -> Result<(), Box<ForwardedPublish>> {
+        let Some(link) = self.links.get(publish.info.home) else { return Ok(()) };
+        match Arc::clone(&link.publish_credit).try_acquire_many_owned(credit(publish.content.len())) {
+            Ok(permit) => {
+                publish.permit = Some(permit);
+                self.send(publish.info.home, ToWorker::Publish(publish));
+                Ok(())
+            }
+            Err(_) => Err(publish),
+        }
+    }
+
+    /// Sends a publish as soon as there is credit: the publisher waits, and its socket fills.
+    pub async fn publish(&self, mut publish: Box<ForwardedPublish>) {
+        let Some(link) = self.links.get(publish.info.home) else { return };
+        let credit = credit(publish.content.len());
+        publish.permit = Arc::clone(&link.publish_credit).acquire_many_owned(credit).await.ok();
+        self.send(publish.info.home, ToWorker::Publish(publish));
+    }
+
+    /// Opens a channel for publishing on behalf of the server itself; when it returns, all patterns have joined.
+    ///
+    /// # Errors
+    /// The server has no room for the channel.
+    pub async fn advertise(&self, name: &str) -> Result<Arc<ChannelInfo>, DirectoryFull> {
+        let opened = self.directory(|directory| directory.open(name, Role::Publisher))?;
+        if opened.announce {
+            for worker in 0..self.workers() {
+                let (done, wait) = oneshot::channel();
+                let info = Arc::clone(&opened.info);
+                self.send(worker, ToWorker::Announce { info, done: Announced::Task(done) });
+                // A worker that has ended has no patterns.
+                let _ = wait.await;
+            }
+        }
+        Ok(opened.info)
+    }
+
+    /// The worker with the fewest connections, which now has one more.
+    pub fn place_connection(&self) -> usize {
+        let load = |link: &WorkerLink| link.connections.load(Ordering::Relaxed);
+        let worker = (0..self.links.len()).min_by_key(|&worker| load(&self.links[worker])).unwrap_or(0);
+        self.links[worker].connections.fetch_add(1, Ordering::Relaxed);
+        worker
+    }
+
+    /// A connection of that worker has ended.
+    pub fn forget_connection(&self, worker: usize) {
+        if let Some(link) = self.links.get(worker) {
+            link.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn credit(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10).clamp(1, PUBLISH_CREDIT_KIB)).unwrap_or(u32::MAX)
+}
