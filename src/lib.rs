@@ -18,6 +18,7 @@
 pub mod clock;
 pub mod close;
 pub mod config;
+pub mod host;
 pub mod hub;
 pub mod keepalive;
 pub mod metrics;
@@ -25,4 +26,5 @@ pub mod outbox;
 pub mod pattern;
 pub mod reading;
 pub mod session;
+pub mod system;
 pub mod wire;
