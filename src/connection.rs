@@ -1,0 +1,226 @@
+//! The lifecycle of one upgraded socket: greets, runs both loops, and ends in one place, whatever the reason. Never parses a
+//! message.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+use crate::close::{CloseReason, Retry};
+use crate::config::Config;
+use crate::hub::membership::NewMember;
+use crate::inbound::{Endpoint, Inbound};
+use crate::keepalive::Keepalive;
+use crate::outbound;
+use crate::outbox::handle::OutboxHandle;
+use crate::pattern::Pattern;
+use crate::session::{DeliveryOptions, Session};
+use crate::wire::control::{Digits, Event, Policy, WelcomeLimits, WelcomeSettings};
+use crate::wire::{Codec, ConnectionId, ws};
+use crate::worker::{Watched, Worker};
+
+/// What the handshake has settled.
+#[derive(Debug)]
+pub struct Upgraded {
+    /// Address of the peer.
+    pub remote: SocketAddr,
+    /// What was asked for.
+    pub wanted: Wanted,
+    /// Bytes that came behind the request head.
+    pub leftover: Bytes,
+}
+
+/// The endpoint that was asked for.
+#[derive(Debug)]
+pub enum Wanted {
+    /// `/ws`.
+    Protocol {
+        /// The data codec.
+        codec: Codec,
+        /// Who the client says it is.
+        user: Option<Box<str>>,
+    },
+    /// `/echo`.
+    Echo,
+}
+
+/// Runs a connection from its upgrade to its end.
+pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(worker: Rc<Worker>, io: S, upgraded: Upgraded) {
+    let Upgraded { remote, wanted, leftover } = upgraded;
+    let id = worker.shared.next_connection();
+    let now = worker.now();
+    let config = Arc::clone(&worker.shared.config);
+    let handle = Rc::new(OutboxHandle::new(config.outbox.clone()));
+    let (endpoint, member) = match wanted {
+        Wanted::Echo => (Endpoint::Echo, None),
+        Wanted::Protocol { codec, user } => {
+            let welcome = Welcome { config: &config, id, codec, user: user.as_deref() };
+            handle.push_event(&welcome.event(now.wall_ns));
+            let session = Box::new(Session::new(Arc::clone(&config), codec, now));
+            let inbox = user.as_deref().map(|user| format!("$user.{user}"));
+            let new =
+                NewMember { id, handle: Rc::clone(&handle), codec, user, remote: remote.to_string().into() };
+            let mut hub = worker.hub.borrow_mut();
+            let member = hub.add_member(new, now);
+            if let Some(Ok(inbox)) = inbox.map(|name| Pattern::parse(&name, name.len())) {
+                // A user's own inbox is always readable, and the first subscription is within every limit but the server's.
+                let _ = hub.subscribe(member, None, &inbox, inbox_delivery(&config), now);
+            }
+            (Endpoint::Protocol { member, session }, Some(member))
+        }
+    };
+    if worker.hub.borrow().is_draining() {
+        handle.end(CloseReason::Drain);
+    }
+    let keepalive = RefCell::new(Keepalive::new(&config, now.at, fastrand::f64()));
+    let watched = Rc::new(Watched { handle, keepalive, member });
+    let place = worker.watch(Rc::clone(&watched));
+
+    let io = RefCell::new(io);
+    let reason = {
+        let mut inbound = Inbound::new(Rc::clone(&worker), Rc::clone(&watched), endpoint, &leftover);
+        // It is a share of the buffer of the HTTP side, all of which would stay for the life of the connection.
+        drop(leftover);
+        tokio::select! {
+            biased;
+            reason = outbound::run(&worker, &watched, &io) => reason,
+            reason = inbound.run(&io) => reason,
+        }
+    };
+    worker.unwatch(place);
+    finish(&worker, &watched, io, reason).await;
+    let age = worker.now().at.saturating_duration_since(now.at);
+    log_end(id, remote, reason, age, &watched);
+}
+
+/// The one exit: out of every list, the last words, the close frame, a bounded wait for the peer, the end of the socket.
+async fn finish<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: &Worker,
+    watched: &Watched,
+    io: RefCell<S>,
+    reason: CloseReason,
+) {
+    let handle = &watched.handle;
+    let now = worker.now();
+    let goodbye = watched
+        .member
+        .filter(|_| reason == CloseReason::Drain)
+        .map(|member| worker.hub.borrow().positions(member));
+    if let Some(member) = watched.member {
+        worker.hub.borrow_mut().remove_member(member, now);
+    }
+    worker.count_close(reason);
+    if reason == CloseReason::PeerGone || handle.is_cut() {
+        return;
+    }
+    if let Some(positions) = goodbye {
+        let reconnect_after_ms = match reason.retry() {
+            // Spread over as long again, so that the clients of a restarting server do not come back all at once.
+            Retry::After(delay) => millis(delay.mul_f64(1.0 + fastrand::f64())),
+            Retry::Backoff | Retry::Never => 0,
+        };
+        let positions = &positions;
+        handle.push_event(&Event::Goodbye { reason: reason.label(), reconnect_after_ms, positions });
+    }
+    let close = match (reason, handle.peer_close()) {
+        // RFC 6455 section 5.5.1: the answer to a close frame carries its code.
+        (CloseReason::PeerClosed, Some(code)) => ws::close_frame(code, ""),
+        (CloseReason::PeerClosed, None) => ws::message(ws::Opcode::Close, b""),
+        _ => ws::close_frame(reason.code(), reason.label()),
+    };
+    let farewell = async {
+        handle.outbox().borrow_mut().close(close);
+        outbound::flush(worker, watched, &io).await?;
+        let mut io = io.into_inner();
+        // RFC 6455 section 7.1.1: the server ends the TCP connection first. What the peer still sends is read and ignored,
+        // because a socket that is closed over unread bytes resets the connection and may take the close frame with it.
+        io.shutdown().await?;
+        loop {
+            let read = std::future::poll_fn(|cx| {
+                let mut ignored = worker.read_buffer.borrow_mut();
+                let mut buffer = ReadBuf::new(&mut ignored);
+                std::task::ready!(Pin::new(&mut io).poll_read(cx, &mut buffer))?;
+                std::task::Poll::Ready(std::io::Result::Ok(buffer.filled().len()))
+            });
+            if read.await? == 0 {
+                return std::io::Result::Ok(());
+            }
+        }
+    };
+    // A peer that does not take its leave in time is cut off.
+    let _ = tokio::time::timeout(worker.config().server.close_timeout, farewell).await;
+}
+
+/// One line for each connection that ends.
+fn log_end(id: ConnectionId, remote: SocketAddr, reason: CloseReason, age: Duration, watched: &Watched) {
+    let outbox = watched.handle.outbox().borrow();
+    let totals = outbox.totals();
+    tracing::info!(
+        connection = id.0,
+        %remote,
+        reason = reason.label(),
+        code = reason.code(),
+        age_ms = millis(age),
+        delivered = totals.samples_delivered,
+        dropped = totals.dropped_overflow + totals.dropped_age + totals.dropped_other,
+        conflated = totals.conflated + totals.rate_limited,
+        bytes = totals.bytes,
+        "connection ended"
+    );
+}
+
+/// The first message of a connection.
+struct Welcome<'a> {
+    config: &'a Config,
+    id: ConnectionId,
+    codec: Codec,
+    user: Option<&'a str>,
+}
+
+impl<'a> Welcome<'a> {
+    fn event(&self, server_ns: u64) -> Event<'a> {
+        let Config { inbound, channel, batch, outbox, server, .. } = self.config;
+        Event::Welcome {
+            protocol: self.codec.subprotocol(),
+            connection: self.id.0,
+            server_ns: Digits(server_ns),
+            user: self.user,
+            limits: WelcomeLimits {
+                message_bytes_max: inbound.message_bytes_max,
+                message_samples_max: inbound.message_samples_max,
+                subscriptions_max: channel.subscriptions_max,
+                channels_max: channel.channels_max,
+                channel_name_bytes_max: channel.channel_name_bytes_max,
+                publish_messages_per_s_max: inbound.publish_messages_per_s_max,
+                publish_bytes_per_s_max: inbound.publish_bytes_per_s_max,
+                control_messages_per_s_max: inbound.control_messages_per_s_max,
+            },
+            settings: WelcomeSettings {
+                max_delay_ms: u32::try_from(millis(batch.window)).unwrap_or(u32::MAX),
+                max_age_ms: u32::try_from(millis(outbox.max_age)).unwrap_or(u32::MAX),
+                heartbeat_ms: millis(outbox.heartbeat_interval),
+                ping_ms: millis(server.ping_interval),
+                pong_timeout_ms: millis(server.pong_timeout),
+            },
+        }
+    }
+}
+
+/// A message to one user is not part of a stream: it does not wait for more.
+fn inbox_delivery(config: &Config) -> DeliveryOptions {
+    DeliveryOptions {
+        policy: Policy::DropOldest,
+        max_delay_ms: 0,
+        max_age_ms: u32::try_from(millis(config.outbox.max_age)).unwrap_or(u32::MAX),
+        max_rate_hz: None,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,338 @@
+//! The server: its threads, its listener, and its end. Never works for a single message.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::clock::nanos;
+use crate::config::Config;
+use crate::connection::{self, Upgraded};
+use crate::http::{self, Outcome};
+use crate::hub::router::{Router, ToWorker};
+use crate::metrics::Stage;
+use crate::metrics::latency::LOG_INTERVAL;
+use crate::publisher;
+use crate::worker::timer::Timer;
+use crate::worker::{Shared, TICK, Worker};
+
+/// Connections that the kernel keeps for the listener until it accepts them.
+const BACKLOG: i32 = 1024;
+
+/// Sockets beside the WebSocket connections: handshakes under way, health checks, scrapes. One more is closed at once.
+const PLAIN_SOCKETS_MAX: usize = 1_024;
+
+/// Wait after an accept that failed because something has run out, such as file descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Largest request head, in bytes, and most headers in it.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEADERS_MAX: usize = 64;
+
+/// Messages of an inbox that are handled before the connections of the thread have their turn.
+const MESSAGES_PER_TURN: usize = 256;
+
+/// A server whose listener is bound.
+#[derive(Debug)]
+pub struct Server {
+    listener: StdListener,
+    config: Config,
+}
+
+impl Server {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub fn bind(config: Config) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, None)?;
+        // A server that was just ended leaves sockets behind that would keep its address busy for a minute.
+        socket.set_reuse_address(true)?;
+        socket.bind(&config.listen.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self { listener: socket.into(), config })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`, then drains: no new connections, outboxes flushed, everybody told, at most
+    /// `server.drain_timeout`. Runs on a current-thread runtime with time and I/O enabled; the workers are threads of their
+    /// own.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let config = Arc::new(self.config);
+        let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
+        let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
+        let threads = start_workers(&shared, inboxes)?;
+        let listener = TcpListener::from_std(self.listener)?;
+        shared.ready.store(true, Ordering::Relaxed);
+
+        let accept = accept(&listener, &shared);
+        let publish = publisher::run(&shared);
+        let log = log_latency(&shared);
+        let mut background = pin!(async { tokio::join!(accept, publish, log) });
+        tokio::select! {
+            _ = &mut background => {}
+            () = shutdown => {}
+        }
+        tracing::info!(connections = shared.connections.load(Ordering::Relaxed), "draining");
+        shared.ready.store(false, Ordering::Relaxed);
+        let all = 0..router.workers();
+        all.clone().for_each(|worker| router.send(worker, ToWorker::Drain));
+        let drained = async {
+            let mut poll = tokio::time::interval(Duration::from_millis(10));
+            while shared.connections.load(Ordering::Acquire) > 0 {
+                poll.tick().await;
+            }
+        };
+        // Meanwhile the listener answers health checks, and refuses upgrades.
+        tokio::select! {
+            _ = &mut background => {}
+            drained = tokio::time::timeout(config.server.drain_timeout, drained) => {
+                if drained.is_err() {
+                    let left = shared.connections.load(Ordering::Relaxed);
+                    tracing::warn!(connections = left, "the drain took too long; the rest is cut off");
+                    all.clone().for_each(|worker| router.send(worker, ToWorker::Cut));
+                }
+            }
+        }
+        all.for_each(|worker| router.send(worker, ToWorker::Stop));
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())))
+            .await
+            .map_err(io::Error::other)
+    }
+}
+
+fn start_workers(
+    shared: &Arc<Shared>,
+    inboxes: Vec<mpsc::Receiver<ToWorker>>,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let start = |(index, inbox)| {
+        let shared = Arc::clone(shared);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let outcome = LocalSet::new()
+                .block_on(&runtime, async { run_worker(Rc::new(Worker::new(index, shared)), inbox).await });
+            if let Err(error) = outcome {
+                tracing::error!(%error, worker = index, "a worker has failed");
+            }
+        })
+    };
+    inboxes.into_iter().enumerate().map(start).collect()
+}
+
+/// The loop of a worker beside its connections: inbox, deadlines, ticks.
+async fn run_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> io::Result<()> {
+    let plain_sockets = Rc::new(RefCell::new(0));
+    let timer = Timer::new()?;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut messages = Vec::with_capacity(MESSAGES_PER_TURN);
+    let mut ticks = 0_u64;
+    loop {
+        tokio::select! {
+            biased;
+            due = tick.tick() => {
+                let now = worker.now();
+                let late = now.at.saturating_duration_since(due.into());
+                worker.hub.borrow_mut().metrics().record(Stage::LoopLag, nanos(late), 1);
+                worker.tick(now);
+                ticks += 1;
+                if ticks.is_multiple_of(10) {
+                    worker.resync_clock();
+                    if worker.index == 0 {
+                        worker.hub.borrow().sweep(now);
+                    }
+                }
+            }
+            flushed = worker.flush_when_due(&timer) => flushed?,
+            received = inbox.recv_many(&mut messages, MESSAGES_PER_TURN) => {
+                if received == 0 {
+                    return Ok(());
+                }
+                let now = worker.now();
+                for message in messages.drain(..) {
+                    match message {
+                        ToWorker::Socket(socket) => {
+                            let serve = serve_socket(Rc::clone(&worker), Rc::clone(&plain_sockets), socket);
+                            drop(tokio::task::spawn_local(serve));
+                        }
+                        ToWorker::Cut => worker.cut_connections(),
+                        ToWorker::Stop => return Ok(()),
+                        ToWorker::Drain => {
+                            worker.hub.borrow_mut().handle(ToWorker::Drain, now);
+                            worker.drain_echoes();
+                        }
+                        message => worker.hub.borrow_mut().handle(message, now),
+                    }
+                }
+                worker.poll_due(now);
+            }
+        }
+    }
+}
+
+/// Hands every socket to the worker with the fewest connections.
+async fn accept(listener: &TcpListener, shared: &Shared) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let worker = shared.router.place_connection();
+                match socket.into_std() {
+                    Ok(socket) => shared.router.send(worker, ToWorker::Socket(socket)),
+                    Err(_) => shared.router.forget_connection(worker),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+async fn log_latency(shared: &Arc<Shared>) {
+    let mut interval = tokio::time::interval_at((Instant::now() + LOG_INTERVAL).into(), LOG_INTERVAL);
+    loop {
+        interval.tick().await;
+        let (metrics, _) = http::collect(shared).await;
+        let now = crate::clock::Clock::new().now();
+        shared.latency_log.lock().unwrap_or_else(PoisonError::into_inner).record(&metrics, now);
+    }
+}
+
+/// A socket from its accept to its end: HTTP, and a WebSocket if it is upgraded.
+async fn serve_socket(worker: Rc<Worker>, plain_sockets: Rc<RefCell<usize>>, socket: std::net::TcpStream) {
+    let placed = Placed { worker: &worker };
+    if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
+        return;
+    }
+    let upgraded = {
+        let _plain = Plain::count(&plain_sockets);
+        serve_http(&worker, socket).await.unwrap_or_default()
+    };
+    if let Some(WebSocket { io, upgraded, slot }) = upgraded {
+        connection::run(Rc::clone(&worker), io, upgraded).await;
+        drop(slot);
+    }
+    drop(placed);
+}
+
+/// A socket that was upgraded.
+struct WebSocket {
+    io: TcpStream,
+    upgraded: Upgraded,
+    slot: Slot,
+}
+
+/// Serves HTTP until the socket ends or becomes a WebSocket.
+async fn serve_http(worker: &Rc<Worker>, socket: std::net::TcpStream) -> io::Result<Option<WebSocket>> {
+    let limits = &worker.config().server;
+    let io = TcpStream::from_std(socket)?;
+    io.set_nodelay(true)?;
+    SockRef::from(&io).set_tcp_notsent_lowat(worker.config().outbox.notsent_lowat_bytes)?;
+    let remote = io.peer_addr()?;
+    let opened = Instant::now();
+    match tokio::time::timeout(limits.first_byte_timeout, io.readable()).await {
+        Ok(readable) => readable?,
+        Err(_) => return Ok(None),
+    }
+
+    let outcome = Rc::new(RefCell::new(None));
+    let service = service_fn(|request| {
+        let worker = Rc::clone(worker);
+        let outcome = Rc::clone(&outcome);
+        async move {
+            Ok::<_, std::convert::Infallible>(match http::answer(&worker, request).await {
+                Outcome::Reply(reply) => reply,
+                Outcome::Upgrade { reply, wanted, socket } => {
+                    *outcome.borrow_mut() = Some((wanted, socket));
+                    reply
+                }
+            })
+        }
+    });
+    let head_timeout = limits.handshake_timeout.saturating_sub(opened.elapsed());
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_timeout)
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades()
+        .await;
+    let Some((wanted, socket)) = outcome.take() else { return Ok(None) };
+    let slot = Slot { shared: Arc::clone(&worker.shared) };
+    served.map_err(io::Error::other)?;
+    // Nothing has been read from the socket by its new owner, so nothing is lost on the way back to the bare stream.
+    let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
+    let parts = upgraded
+        .into_inner()
+        .downcast::<TokioIo<TcpStream>>()
+        .map_err(|_| io::Error::other("the upgraded socket is not the one that was served"))?;
+    let upgraded = Upgraded { remote, wanted, leftover: parts.read_buf };
+    Ok(Some(WebSocket { io: parts.io.into_inner(), upgraded, slot }))
+}
+
+/// A place at a worker, given back when the socket ends.
+struct Placed<'a> {
+    worker: &'a Worker,
+}
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        self.worker.shared.router.forget_connection(self.worker.index);
+    }
+}
+
+/// A slot of the connection limit, given back when the connection ends.
+struct Slot {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.shared.release_slot();
+    }
+}
+
+/// A socket that is not a WebSocket yet.
+struct Plain<'a> {
+    count: &'a RefCell<usize>,
+}
+
+impl<'a> Plain<'a> {
+    fn count(count: &'a RefCell<usize>) -> Self {
+        *count.borrow_mut() += 1;
+        Self { count }
+    }
+}
+
+impl Drop for Plain<'_> {
+    fn drop(&mut self) {
+        *self.count.borrow_mut() -= 1;
+    }
+}

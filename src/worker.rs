@@ -1,0 +1,272 @@
+//! One thread that owns its connections, its hub and its runtime for life. What the loops of its connections share lives
+//! here, behind no lock, because it never leaves the thread.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+use tokio::sync::Notify;
+
+use crate::clock::{Clock, Now};
+use crate::close::CloseReason;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::hub::router::Router;
+use crate::keepalive::{Due, Keepalive};
+use crate::metrics::WorkerMetrics;
+use crate::metrics::latency::LatencyLog;
+use crate::outbox::handle::OutboxHandle;
+use crate::wire::control::{Digits, Event};
+use crate::wire::{ConnectionId, ws};
+
+pub mod timer;
+
+use timer::Timer;
+
+/// Bytes that one read takes at the most. One buffer for all connections of a worker.
+pub const READ_BYTES_MAX: usize = 64 << 10;
+
+/// What all workers and the acceptor share. Touched by control, never by a sample.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The way between workers.
+    pub router: Arc<Router>,
+    /// When the server started.
+    pub started: Instant,
+    /// Whether new connections are welcome.
+    pub ready: AtomicBool,
+    /// Upgraded connections.
+    pub connections: AtomicUsize,
+    next_connection: AtomicU64,
+    /// Buffers for copies of workers' metrics, some MiB each; only the exports take this lock.
+    pub metrics_buffers: std::sync::Mutex<Vec<Box<WorkerMetrics>>>,
+    /// The intervals of `/api/latency.hlog`; only the exports take this lock.
+    pub latency_log: std::sync::Mutex<LatencyLog>,
+}
+
+impl Shared {
+    /// The state of a server that starts now; not ready yet.
+    #[must_use]
+    pub fn new(config: Arc<Config>, router: Arc<Router>) -> Self {
+        let clock = Clock::new();
+        Self {
+            config,
+            router,
+            started: clock.now().at,
+            ready: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            next_connection: AtomicU64::new(1),
+            metrics_buffers: std::sync::Mutex::new(Vec::new()),
+            latency_log: std::sync::Mutex::new(LatencyLog::new(clock.now())),
+        }
+    }
+
+    /// Takes a slot for a connection, if there is one.
+    pub fn try_take_slot(&self) -> bool {
+        let most = self.config.server.connections_max;
+        let taken = self
+            .connections
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then_some(now + 1));
+        taken.is_ok()
+    }
+
+    /// Gives a slot back.
+    pub fn release_slot(&self) {
+        self.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// A number that no other connection has.
+    pub fn next_connection(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What the worker's ticker looks after for a connection.
+#[derive(Debug)]
+pub struct Watched {
+    /// Its outbox.
+    pub handle: Rc<OutboxHandle>,
+    /// Its timeouts.
+    pub keepalive: RefCell<Keepalive>,
+    /// Its place in the hub; an echo connection has none.
+    pub member: Option<usize>,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its number.
+    pub index: usize,
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Its hub. Never borrowed over an await.
+    pub hub: RefCell<Hub>,
+    /// Every read of every connection goes through this.
+    pub read_buffer: RefCell<Box<[u8]>>,
+    /// Small messages that go out in one write are put together here.
+    pub write_buffer: RefCell<Vec<u8>>,
+    clock: RefCell<Clock>,
+    watched: RefCell<Slab<Rc<Watched>>>,
+    /// What the timer of the worker's loop is set to.
+    armed: Cell<Option<Instant>>,
+    rearm: Notify,
+}
+
+impl Worker {
+    /// Worker number `index`.
+    #[must_use]
+    pub fn new(index: usize, shared: Arc<Shared>) -> Self {
+        let hub = Hub::new(index, Arc::clone(&shared.config), Arc::clone(&shared.router));
+        Self {
+            index,
+            shared,
+            hub: RefCell::new(hub),
+            read_buffer: RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice()),
+            write_buffer: RefCell::new(Vec::new()),
+            clock: RefCell::new(Clock::new()),
+            watched: RefCell::new(Slab::new()),
+            armed: Cell::new(None),
+            rearm: Notify::new(),
+        }
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// Reads the clock.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.clock.borrow().now()
+    }
+
+    /// Follows the system's wall clock.
+    pub fn resync_clock(&self) {
+        self.clock.borrow_mut().resync();
+    }
+
+    /// Has the ticker look after a connection. Returns its place.
+    pub fn watch(&self, watched: Rc<Watched>) -> usize {
+        self.watched.borrow_mut().insert(watched)
+    }
+
+    /// The connection has ended.
+    pub fn unwatch(&self, place: usize) {
+        self.watched.borrow_mut().remove(place);
+    }
+
+    /// Seals what is due, and sees to it that the worker's loop wakes for the next deadline. To be called after anything
+    /// that may have opened a batch.
+    pub fn poll_due(&self, now: Now) {
+        let mut hub = self.hub.borrow_mut();
+        let mut next = hub.next_deadline();
+        if next.is_some_and(|next| next <= now.at) {
+            hub.poll_due(now);
+            next = hub.next_deadline();
+        }
+        if let Some(next) = next
+            && self.armed.get().is_none_or(|armed| next < armed)
+        {
+            self.rearm.notify_one();
+        }
+    }
+
+    /// Sleeps until a batch is due; seals it. `timer` is the worker's only one.
+    ///
+    /// # Errors
+    /// The system's timer has failed.
+    pub async fn flush_when_due(&self, timer: &Timer) -> io::Result<()> {
+        let next = self.hub.borrow().next_deadline();
+        if let Some(next) = next
+            && self.armed.get() != Some(next)
+        {
+            timer.set(next, self.now().at)?;
+            self.armed.set(Some(next));
+        }
+        if next.is_some() {
+            tokio::select! {
+                biased;
+                expired = timer.expired() => {
+                    expired?;
+                    self.armed.set(None);
+                }
+                () = self.rearm.notified() => {}
+            }
+        } else {
+            self.armed.set(None);
+            self.rearm.notified().await;
+        }
+        let now = self.now();
+        self.hub.borrow_mut().poll_due(now);
+        Ok(())
+    }
+
+    /// The periodic work of the worker: timeouts, pings, heartbeats and gap notices of its connections.
+    pub fn tick(&self, now: Now) {
+        self.hub.borrow_mut().tick(now);
+        for (_, watched) in self.watched.borrow().iter() {
+            let idle = watched.member.is_some_and(|member| self.hub.borrow().is_idle(member));
+            loop {
+                let due = watched.keepalive.borrow_mut().poll(self.config(), idle, now.at);
+                match due {
+                    None => break,
+                    Some(Due::Ping) => watched.handle.push_message(ping()),
+                    Some(Due::Heartbeat) => self.send_heartbeat(watched, now),
+                    Some(Due::Close(reason)) => {
+                        watched.handle.end(reason);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_heartbeat(&self, watched: &Watched, now: Now) {
+        let heads = watched.handle.outbox().borrow().heads();
+        if !heads.is_empty() {
+            watched.handle.push_event(&Event::Heartbeat { server_ns: Digits(now.wall_ns), heads: &heads });
+            self.hub.borrow_mut().metrics().counters.heartbeats_sent += 1;
+        }
+    }
+
+    /// Asks the connections to end that the hub does not know: the server is shutting down.
+    pub fn drain_echoes(&self) {
+        for (_, watched) in self.watched.borrow().iter().filter(|(_, watched)| watched.member.is_none()) {
+            watched.handle.end(CloseReason::Drain);
+        }
+    }
+
+    /// Ends every connection that is still open: the drain took too long.
+    pub fn cut_connections(&self) {
+        for (_, watched) in self.watched.borrow().iter() {
+            watched.handle.cut();
+        }
+    }
+
+    /// Connections that the ticker looks after.
+    #[must_use]
+    pub fn watched(&self) -> usize {
+        self.watched.borrow().len()
+    }
+
+    /// Counts a connection that has ended.
+    pub fn count_close(&self, reason: CloseReason) {
+        self.hub.borrow_mut().metrics().counters.connections_closed[reason] += 1;
+    }
+}
+
+/// Time between two ticks: the resolution of timeouts and gap notices.
+pub const TICK: Duration = Duration::from_millis(100);
+
+fn ping() -> Bytes {
+    ws::message(ws::Opcode::Ping, b"")
+}
