@@ -1,0 +1,594 @@
+//! `tidewire sub`: prints live samples, a line each, and tells of everything that did not come.
+
+use std::io;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
+
+use self::channels::{Channels, Since};
+use self::line::{Report, push_sample_json, push_sample_text};
+use super::terminal::{self, Escaped, Shell};
+use crate::client::{Client, Closed, Event, Message, Reconnect, Url, samples};
+use crate::clock::Clock;
+use crate::close::CloseReason;
+use crate::pattern::Pattern;
+use crate::wire::{Codec, proto};
+
+mod channels;
+mod line;
+
+/// Print the live samples of channels, one line each.
+///
+/// A line is `TIME CHANNEL #SEQUENCE VALUE (LATENCY)`: the time of day (UTC) of the sample by its publisher's clock, or
+/// when the server received it if the publisher has none; the latency from the server's receipt to the arrival here. The
+/// latency compares two clocks, as they are: it can be negative where they disagree. Gaps have lines of their own;
+/// everything else that happens goes to standard error. Text and names are escaped. After a lost connection it connects
+/// and subscribes again, and tells what it missed.
+#[derive(Debug, clap::Args)]
+pub struct SubArgs {
+    /// Channel names, or patterns: `*` stands for one token, `>` at the end for the rest.
+    #[arg(required = true, value_name = "PATTERN", value_parser = parse_pattern)]
+    pub patterns: Vec<String>,
+
+    /// Address of the server.
+    #[arg(long, default_value = "ws://127.0.0.1:9400/ws")]
+    pub url: Url,
+
+    /// Print one JSON object a line, for gaps and events too; 64-bit instants and integers are strings of digits.
+    #[arg(long)]
+    pub json: bool,
+
+    /// What happens when this reader is too slow [default: the server's, drop_oldest].
+    #[arg(long, value_parser = ["drop_oldest", "drop_newest", "latest", "disconnect"])]
+    pub policy: Option<String>,
+
+    /// Longest wait in a batch, in milliseconds; 0 sends each sample at once [default: the server's].
+    #[arg(long, value_name = "N")]
+    pub max_delay_ms: Option<u32>,
+
+    /// What waited longer than this at the server, in milliseconds, becomes a gap [default: the server's].
+    #[arg(long, value_name = "N")]
+    pub max_age_ms: Option<u32>,
+
+    /// Most samples per second of each channel; the newest are kept [default: no limit].
+    #[arg(long, value_name = "F", value_parser = parse_rate)]
+    pub max_rate_hz: Option<f64>,
+
+    /// Say who this is.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+
+    /// End after this many samples.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+}
+
+/// Runs the command. 0 after Ctrl-C, SIGTERM, `--count` or a closed output; 1 if the server refuses it for good.
+#[must_use]
+pub fn run(args: SubArgs) -> ExitCode {
+    terminal::run(|shell| watch(args, shell))
+}
+
+fn parse_pattern(text: &str) -> Result<String, String> {
+    // The length is the server's to limit.
+    Pattern::parse(text, usize::MAX).map(|_| text.to_owned()).map_err(|error| format!("it {error}"))
+}
+
+pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("a rate is a number above 0, in samples per second".to_owned()),
+    }
+}
+
+/// `subscribe`, with the options that were given.
+#[derive(Debug, Serialize)]
+struct Subscribe<'a> {
+    r#type: &'static str,
+    id: usize,
+    channel: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_delay_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_age_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_rate_hz: Option<f64>,
+}
+
+/// Why a step did not lead to the next one.
+#[derive(Debug)]
+enum Ended {
+    /// The connection is lost or was closed.
+    Closed(Closed),
+    /// Stopped, or as many samples as were asked for.
+    Done,
+    /// Nobody reads the output any more, or it cannot be written.
+    Output(io::Error),
+    /// The server refused a subscription; it has been reported.
+    Refused,
+}
+
+async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, shell: Shell<O>) -> ExitCode {
+    let url = match &args.user {
+        Some(name) => args.url.clone().with_user(name),
+        None => args.url.clone(),
+    };
+    let mut backoff = Reconnect::new();
+    let mut view =
+        View { remaining: args.count, args, shell, channels: Channels::default(), lines: String::new() };
+    let ended = loop {
+        if let Err(ended) = view.connect_once(&url, &mut backoff).await {
+            break ended;
+        }
+    };
+    match ended {
+        Ended::Done => ExitCode::SUCCESS,
+        Ended::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Ended::Output(error) => {
+            view.shell.log(format_args!("error: cannot write the output: {error}"));
+            ExitCode::FAILURE
+        }
+        Ended::Closed(_) | Ended::Refused => ExitCode::FAILURE,
+    }
+}
+
+struct View<O> {
+    args: SubArgs,
+    shell: Shell<O>,
+    channels: Channels,
+    /// Samples that are still wanted.
+    remaining: Option<u64>,
+    /// Lines that wait to be written together.
+    lines: String,
+}
+
+impl<O: AsyncWrite + Unpin> View<O> {
+    /// One connection, from its attempt to the wait before the next one. `Err` if there is no next one.
+    async fn connect_once(&mut self, url: &Url, backoff: &mut Reconnect) -> Result<(), Ended> {
+        let connected = tokio::select! {
+            biased;
+            () = self.shell.stop.wait() => return Err(Ended::Done),
+            connected = Client::connect(url, Codec::Protobuf) => connected,
+        };
+        let (why, retry) = match connected {
+            Ok(mut client) => {
+                let began = Instant::now();
+                let ended = self.receive(&mut client).await;
+                let Ended::Closed(closed) = ended else {
+                    client.close(CloseReason::PeerClosed.code(), "").await;
+                    return Err(ended);
+                };
+                backoff.ended(began.elapsed());
+                self.channels.disconnected();
+                (closed.to_string(), closed.retry)
+            }
+            Err(error) => (error.to_string(), error.retry()),
+        };
+        let Some(delay) = backoff.delay(retry, (self.shell.random)()) else {
+            self.report(&Report::GivenUp { why: &why }).await?;
+            return Err(Ended::Refused);
+        };
+        self.report(&Report::Reconnecting { delay, attempt: backoff.attempt(), why: &why }).await?;
+        tokio::select! {
+            biased;
+            () = self.shell.stop.wait() => Err(Ended::Done),
+            () = sleep(delay) => Ok(()),
+        }
+    }
+
+    /// Subscribes, and prints until something ends it.
+    async fn receive(&mut self, client: &mut Client) -> Ended {
+        let mut stop = self.shell.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.wait() => Ended::Done,
+            ended = self.receive_all(client) => match ended {
+                Ok(never) => match never {},
+                Err(ended) => ended,
+            },
+        }
+    }
+
+    async fn receive_all(&mut self, client: &mut Client) -> Result<std::convert::Infallible, Ended> {
+        for (index, pattern) in self.args.patterns.iter().enumerate() {
+            let request = Subscribe {
+                r#type: "subscribe",
+                id: index + 1,
+                channel: pattern,
+                policy: self.args.policy.as_deref(),
+                max_delay_ms: self.args.max_delay_ms,
+                max_age_ms: self.args.max_age_ms,
+                max_rate_hz: self.args.max_rate_hz,
+            };
+            if client.send_control(&request).await.is_err() {
+                // What the server said last is more useful than the failed write.
+                break;
+            }
+        }
+        loop {
+            match client.recv().await {
+                Message::Frame(frame) => self.frame(&frame).await?,
+                Message::Control(event) => self.event(event).await?,
+                Message::Closed(closed) => return Err(Ended::Closed(closed)),
+            }
+        }
+    }
+
+    async fn frame(&mut self, frame: &proto::Frame) -> Result<(), Ended> {
+        let arrival_ns = Clock::new().now().wall_ns;
+        let name = self.channels.name(frame.channel);
+        let mut last = 0;
+        for sample in samples(frame) {
+            last = sample.seq;
+            if self.args.json {
+                push_sample_json(&mut self.lines, &name, frame.epoch, &sample, arrival_ns);
+            } else {
+                push_sample_text(&mut self.lines, &name, &sample, arrival_ns);
+            }
+            if let Some(remaining) = &mut self.remaining {
+                *remaining -= 1;
+                if *remaining == 0 {
+                    break;
+                }
+            }
+        }
+        self.channels.reached(frame.channel, last);
+        self.write().await?;
+        if self.remaining == Some(0) { Err(Ended::Done) } else { Ok(()) }
+    }
+
+    async fn event(&mut self, event: Event) -> Result<(), Ended> {
+        match event {
+            Event::Subscribed(subscribed) => {
+                let (subscription, channels) = (&subscribed.subscription, subscribed.channels.len());
+                self.report(&Report::Subscribed { subscription, channels }).await?;
+                for entry in subscribed.channels {
+                    self.channel(entry, None).await?;
+                }
+                Ok(())
+            }
+            Event::Channel(new) => self.channel(new.channel, Some(&new.subscription)).await,
+            Event::Gap(gap) => {
+                let channel = self.channels.name(gap.channel);
+                self.channels.reached(gap.channel, gap.to);
+                self.report(&Report::Gap {
+                    channel: &channel,
+                    from: gap.from,
+                    to: gap.to,
+                    count: gap.count,
+                    reason: &gap.reason,
+                })
+                .await
+            }
+            Event::Error(error) => {
+                self.report(&Report::Error { id: error.id, code: &error.code, message: &error.message })
+                    .await?;
+                // Only subscriptions have been asked for: one that is refused would be missed silently.
+                if error.id.is_some() { Err(Ended::Refused) } else { Ok(()) }
+            }
+            Event::Goodbye(goodbye) => self.report(&Report::Goodbye { reason: &goodbye.reason }).await,
+            Event::Welcome(_)
+            | Event::Unsubscribed(_)
+            | Event::Advertised(_)
+            | Event::Ack(_)
+            | Event::Heartbeat(_)
+            | Event::Pong(_)
+            | Event::Stats(_)
+            | Event::NotKnown => Ok(()),
+        }
+    }
+
+    /// A channel that will come: new, or known from the connection before.
+    async fn channel(
+        &mut self,
+        entry: crate::client::event::ChannelEntry,
+        subscription: Option<&str>,
+    ) -> Result<(), Ended> {
+        let name = entry.name.clone();
+        let (epoch, next) = (entry.epoch, entry.seq);
+        match self.channels.add(entry) {
+            Since::New => match subscription {
+                Some(subscription) => {
+                    self.report(&Report::Channel { channel: &name, subscription, epoch, seq: next }).await
+                }
+                None => Ok(()),
+            },
+            Since::Same => Ok(()),
+            Since::Missed { from, to } => self.report(&Report::Missed { channel: &name, from, to }).await,
+            Since::Restarted { epoch_before } => {
+                self.report(&Report::Restarted { channel: &name, epoch_before, epoch, seq: next }).await
+            }
+        }
+    }
+
+    /// Gaps belong to the samples; the rest goes to standard error, and in JSON everything is one stream.
+    async fn report(&mut self, report: &Report<'_>) -> Result<(), Ended> {
+        if self.args.json {
+            report.push_json(&mut self.lines);
+        } else if let Report::Gap { .. } = report {
+            report.push_text(&mut self.lines, Clock::new().now().wall_ns);
+        } else {
+            self.shell.log(report);
+        }
+        self.write().await
+    }
+
+    async fn write(&mut self) -> Result<(), Ended> {
+        if self.lines.is_empty() {
+            return Ok(());
+        }
+        let written = async {
+            self.shell.out.write_all(self.lines.as_bytes()).await?;
+            self.shell.out.flush().await
+        };
+        // A stopped terminal must not keep Ctrl-C from ending the command.
+        let written = tokio::select! {
+            written = written => written,
+            () = self.shell.stop.wait() => return Err(Ended::Done),
+        };
+        self.lines.clear();
+        written.map_err(Ended::Output)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use proto::sample::Value;
+    use serde_json::json;
+    use tokio_tungstenite::tungstenite::Message as WsMessage;
+
+    use super::*;
+    use crate::cli::stage::{Stage, assert_exit, play};
+    use crate::client::scripted::Server;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SubArgs,
+    }
+
+    fn args(url: &str, rest: &[&str]) -> SubArgs {
+        Line::try_parse_from(["sub", "--url", url].iter().chain(rest)).unwrap().args
+    }
+
+    fn frame(channel: u32, seq: u64, values: &[f64]) -> proto::Frame {
+        let samples = values
+            .iter()
+            .map(|&value| proto::Sample { source_delta_ns: 0, value: Some(Value::Number(value)) })
+            .collect();
+        proto::Frame {
+            channel,
+            epoch: 7,
+            seq,
+            count: u32::try_from(values.len()).unwrap(),
+            flushed_ns: 0,
+            blocks: vec![proto::Block { source_ns: 1_000_000, received_ns: 2_000_000, samples }],
+            seq_deltas: vec![],
+        }
+    }
+
+    fn subscribed(name: &str, epoch: u32, seq: u64) -> serde_json::Value {
+        json!({
+            "type": "subscribed", "id": 1, "subscription": "robot.*", "policy": "latest", "max_delay_ms": 0,
+            "max_age_ms": 1000, "max_rate_hz": null,
+            "channels": [{"channel": 3, "name": name, "epoch": epoch, "seq": seq}],
+        })
+    }
+
+    /// The lines without what depends on the clock: the time in front, the latency behind.
+    fn lines(text: &str) -> Vec<&str> {
+        let cut = |line| {
+            let line: &str = line;
+            let line = line.split_once(' ').map_or(line, |(_, rest)| rest);
+            line.rsplit_once(" (").filter(|(_, end)| end.ends_with("ms)")).map_or(line, |(line, _)| line)
+        };
+        text.lines().map(cut).collect()
+    }
+
+    #[tokio::test]
+    async fn options_are_asked_for_and_samples_are_printed() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let options = ["robot.*", "a", "--policy", "latest", "--max-delay-ms", "0", "--max-age-ms", "500"];
+        let more = ["--max-rate-hz", "2.5", "--user", "a b", "--count", "3"];
+        let command = watch(args(&server.url(), &[&options[..], &more].concat()), stage.shell());
+        let script = async {
+            let mut peer = server.accept().await;
+            assert_eq!(peer.target, "/ws?user=a%20b");
+            let wanted = |id: u64, channel: &str| {
+                json!({
+                    "type": "subscribe", "id": id, "channel": channel, "policy": "latest", "max_delay_ms": 0,
+                    "max_age_ms": 500, "max_rate_hz": 2.5,
+                })
+            };
+            assert_eq!(peer.request().await, wanted(1, "robot.*"));
+            assert_eq!(peer.request().await, wanted(2, "a"));
+            peer.say(&subscribed("robot.\u{1b}[7m", 7, 17)).await;
+            peer.say(&json!({"type": "weather", "wind": 3})).await;
+            peer.frame(&frame(3, 17, &[1.25, -0.5])).await;
+            peer.say(
+                &json!({"type": "gap", "channel": 3, "from": 19, "to": 20, "count": 2, "reason": "slow"}),
+            )
+            .await;
+            peer.say(&json!({"type": "channel", "subscription": "robot.*", "channel": 4, "name": "robot.8",
+                "epoch": 9, "seq": 1}))
+                .await;
+            peer.frame(&frame(4, 1, &[8.0, 9.0])).await;
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::SUCCESS);
+        assert_eq!(
+            lines(&stage.out.text()),
+            [
+                "robot.\\u{1b}[7m #17 1.25",
+                "robot.\\u{1b}[7m #18 -0.5",
+                "robot.\\u{1b}[7m gap #19-#20, 2 lost (slow)",
+                "robot.8 #1 8",
+            ]
+        );
+        assert!(stage.out.text().starts_with("00:00:00.001 "));
+        assert_eq!(
+            stage.log.text(),
+            "subscribed to robot.*: 1 channel\nnew channel robot.8 from #1 (robot.*)\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_lost_connection_is_made_again_and_what_was_missed_is_told() {
+        // The epoch and first sequence after the loss, and what is said of it.
+        let rows = [
+            (7, 19, ""),
+            (7, 30, "missed 11 of robot.7 while disconnected: #19-#29\n"),
+            (8, 1, "robot.7 has started again from #1 (epoch 7 -> 8); what was missed is not known\n"),
+        ];
+        for (epoch, seq, told) in rows {
+            let (server, stage) = (Server::bind().await, Stage::new());
+            let command = watch(args(&server.url(), &["robot.*"]), stage.shell());
+            let script = async {
+                let mut peer = server.accept().await;
+                peer.request().await;
+                peer.say(&subscribed("robot.7", 7, 17)).await;
+                peer.frame(&frame(3, 17, &[1.0, 2.0])).await;
+                peer.close(1011).await;
+                // An end without a close frame, before anything was said.
+                drop(server.accept_silently().await);
+                let mut peer = server.accept().await;
+                assert_eq!(peer.request().await, json!({"type": "subscribe", "id": 1, "channel": "robot.*"}));
+                peer.say(&subscribed("robot.7", epoch, seq)).await;
+                peer.frame(&frame(3, seq, &[3.0])).await;
+                peer.fence().await;
+                stage.stop.send(true).unwrap();
+                assert_eq!(peer.closed().await, Some(1000));
+            };
+            assert_exit(play(command, script).await, ExitCode::SUCCESS);
+            assert_eq!(lines(&stage.out.text()).len(), 3);
+            let log = stage.log.text();
+            assert!(log.contains("reconnecting in 0.0 s (attempt 1): bye (1011)\n"), "{log}");
+            assert!(log.contains("reconnecting in 0.0 s (attempt 2): "), "{log}");
+            assert!(log.ends_with(&format!("subscribed to robot.*: 1 channel\n{told}")), "{log}");
+        }
+    }
+
+    #[tokio::test]
+    async fn json_tells_everything_on_the_output() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let command = watch(args(&server.url(), &["robot.*", "--json"]), stage.shell());
+        let script = async {
+            let mut peer = server.accept().await;
+            peer.request().await;
+            peer.say(&subscribed("robot.7", 7, 17)).await;
+            peer.frame(&frame(3, 17, &[1.25])).await;
+            peer.say(&json!({"type": "error", "id": 1, "code": "forbidden", "message": "no"})).await;
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::FAILURE);
+        let objects: Vec<serde_json::Value> =
+            stage.out.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let types: Vec<_> = objects.iter().map(|object| object["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["subscribed", "sample", "error"]);
+        assert_eq!(objects[1]["number"], 1.25);
+        assert_eq!(stage.log.text(), "");
+    }
+
+    #[tokio::test]
+    async fn advice_not_to_come_back_ends_it() {
+        // A close code, or a message that no server should send, and the code that the client ends with.
+        let rows: [(WsMessage, &str); 4] = [
+            (WsMessage::Close(Some(closing(4403))), "error: denied (4403); not connecting again\n"),
+            (WsMessage::text("{"), "(1003); not connecting again\n"),
+            (WsMessage::binary(vec![0xFF]), "(1003); not connecting again\n"),
+            (WsMessage::binary(vec![0; MESSAGE_TOO_BIG]), "(1009); not connecting again\n"),
+        ];
+        for (message, told) in rows {
+            let (server, stage) = (Server::bind().await, Stage::new());
+            let command = watch(args(&server.url(), &["a"]), stage.shell());
+            let script = async {
+                let mut peer = server.accept().await;
+                peer.request().await;
+                // The client may end the socket while a large message is still being written.
+                peer.try_send(message).await;
+                peer.gone().await;
+            };
+            assert_exit(play(command, script).await, ExitCode::FAILURE);
+            assert!(stage.log.text().ends_with(told), "{}", stage.log.text());
+        }
+    }
+
+    const MESSAGE_TOO_BIG: usize = crate::client::MESSAGE_BYTES_MAX + 1;
+
+    fn closing(code: u16) -> tokio_tungstenite::tungstenite::protocol::CloseFrame {
+        tokio_tungstenite::tungstenite::protocol::CloseFrame { code: code.into(), reason: "denied".into() }
+    }
+
+    #[tokio::test]
+    async fn an_output_that_nobody_reads_ends_it_quietly() {
+        let (server, mut stage) = (Server::bind().await, Stage::new());
+        stage.out.broken = true;
+        let command = watch(args(&server.url(), &["a"]), stage.shell());
+        let script = async {
+            let mut peer = server.accept().await;
+            peer.request().await;
+            peer.frame(&frame(3, 1, &[1.0])).await;
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::SUCCESS);
+        assert_eq!(stage.log.text(), "");
+    }
+
+    /// Nothing listens, so time can be paused: no answer is waited for.
+    #[tokio::test(start_paused = true)]
+    async fn refused_connections_back_off() {
+        // Bound and not listening: the port stays ours and refuses.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("ws://{}/ws", socket.local_addr().unwrap());
+        let stage = Stage::new();
+        let shell = Shell { random: || 1.0, ..stage.shell() };
+        let began = Instant::now();
+        let script = async {
+            // Between the fourth delay (2 s) and the fifth (4 s).
+            sleep(Duration::from_secs(5)).await;
+            stage.stop.send(true).unwrap();
+        };
+        assert_exit(play(watch(args(&url, &["a"]), shell), script).await, ExitCode::SUCCESS);
+        assert_eq!(began.elapsed().as_secs(), 5);
+        let log = stage.log.text();
+        let heads: Vec<_> = log.lines().map(|line| line.split(':').next().unwrap()).collect();
+        assert_eq!(
+            heads,
+            [
+                "reconnecting in 0.2 s (attempt 1)",
+                "reconnecting in 0.5 s (attempt 2)",
+                "reconnecting in 1.0 s (attempt 3)",
+                "reconnecting in 2.0 s (attempt 4)",
+                "reconnecting in 4.0 s (attempt 5)",
+            ]
+        );
+        assert!(log.to_lowercase().contains("connection refused"), "{log}");
+    }
+
+    #[test]
+    fn arguments_are_checked() {
+        let rows: [(&[&str], bool); 10] = [
+            (&["a.*", "b.>"], true),
+            (&[], false),
+            (&["a..b"], false),
+            (&["a", "--url", "wss://h/ws"], false),
+            (&["a", "--policy", "newest"], false),
+            (&["a", "--max-rate-hz", "0"], false),
+            (&["a", "--max-rate-hz", "inf"], false),
+            (&["a", "--count", "0"], false),
+            (&["a", "--max-delay-ms", "-1"], false),
+            (&["a", "--json", "--count", "5"], true),
+        ];
+        for (rest, taken) in rows {
+            assert_eq!(Line::try_parse_from([&["sub"], rest].concat()).is_ok(), taken, "{rest:?}");
+        }
+    }
+}

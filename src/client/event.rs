@@ -1,0 +1,353 @@
+//! What a server says in its control messages, read the lenient way: types and fields that are not known here are
+//! skipped, and names of policies, reasons and codes stay text, because later servers may add to them.
+
+use serde::Deserialize;
+
+use crate::wire::Seq;
+use crate::wire::control::Digits;
+
+/// A control message of the server. Fields as in [`crate::wire::control::Event`], which documents them.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// First message of every connection.
+    Welcome(Welcome),
+    /// Answer to `subscribe`.
+    Subscribed(Subscribed),
+    /// Answer to `unsubscribe`.
+    Unsubscribed(Unsubscribed),
+    /// Answer to `advertise`; `seq` is the sequence of the next sample.
+    Advertised(Advertised),
+    /// A new channel matched a pattern.
+    Channel(Channel),
+    /// A publish was accepted.
+    Ack(Ack),
+    /// Samples that will not come.
+    Gap(Gap),
+    /// The newest sequence of each subscribed channel.
+    Heartbeat(Heartbeat),
+    /// Answer to `ping`.
+    Pong(Pong),
+    /// Answer to `stats`.
+    Stats(Stats),
+    /// A request failed; the connection lives.
+    Error(Error),
+    /// The server is about to close the connection.
+    Goodbye(Goodbye),
+    /// A type that this client does not know; ignore it.
+    #[serde(other)]
+    NotKnown,
+}
+
+/// `welcome`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Welcome {
+    /// Version of the protocol and the data codec.
+    pub protocol: String,
+    /// Number of this connection.
+    pub connection: u64,
+    /// The server's clock, nanoseconds since the Unix epoch.
+    pub server_ns: Digits,
+    /// What the server refuses.
+    pub limits: Limits,
+    /// What the server does if not asked otherwise.
+    pub settings: Settings,
+}
+
+/// `welcome.limits`, those that a client needs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Limits {
+    /// Largest WebSocket message that is taken, in bytes of payload.
+    pub message_bytes_max: usize,
+    /// Most samples in one `Publish`.
+    pub message_samples_max: usize,
+}
+
+/// `welcome.settings`, those that a client needs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Settings {
+    /// Time between WebSocket pings, in milliseconds; 0 is never.
+    #[serde(default)]
+    pub ping_ms: u64,
+    /// Time to answer one, in milliseconds.
+    #[serde(default)]
+    pub pong_timeout_ms: u64,
+}
+
+/// `subscribed`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Subscribed {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The name or pattern.
+    pub subscription: String,
+    /// As it took effect.
+    pub policy: String,
+    /// As it took effect.
+    pub max_delay_ms: u32,
+    /// As it took effect.
+    pub max_age_ms: u32,
+    /// As it took effect; `None` is no limit.
+    pub max_rate_hz: Option<f64>,
+    /// The channels that match now.
+    pub channels: Vec<ChannelEntry>,
+}
+
+/// `unsubscribed`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Unsubscribed {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The name or pattern.
+    pub subscription: String,
+    /// Final ledgers.
+    pub channels: Vec<Ledger>,
+}
+
+/// `advertised`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Advertised {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The channel.
+    #[serde(flatten)]
+    pub channel: ChannelEntry,
+}
+
+/// `channel`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Channel {
+    /// The pattern.
+    pub subscription: String,
+    /// The channel.
+    #[serde(flatten)]
+    pub channel: ChannelEntry,
+}
+
+/// A channel as control messages show it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ChannelEntry {
+    /// Its number in data frames.
+    pub channel: u32,
+    /// Its name.
+    pub name: String,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Sequence of the first sample that will come.
+    pub seq: Seq,
+}
+
+/// `ack`: the samples have the sequences `seq` to `seq + count - 1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ack {
+    /// `Publish.ack`.
+    pub id: u64,
+    /// The channel.
+    pub channel: u32,
+    /// Sequence of its first sample.
+    pub seq: Seq,
+    /// Its samples.
+    pub count: u32,
+}
+
+/// `gap`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Gap {
+    /// The channel.
+    pub channel: u32,
+    /// First sequence of the span.
+    pub from: Seq,
+    /// Last sequence of the span.
+    pub to: Seq,
+    /// How many samples of the span are lost.
+    pub count: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// `heartbeat`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Heartbeat {
+    /// The server's clock.
+    pub server_ns: Digits,
+    /// One for each channel.
+    pub heads: Vec<Head>,
+}
+
+/// The newest sequence of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Head {
+    /// The channel.
+    pub channel: u32,
+    /// Its newest sequence; 0 if it has had no sample.
+    pub seq: Seq,
+}
+
+/// `pong`: with the client's two instants, offset and round trip follow as in NTP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Pong {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// Of the request.
+    pub client_ns: Option<Digits>,
+    /// When the server read the request.
+    pub received_ns: Digits,
+    /// When the server answered.
+    pub sent_ns: Digits,
+}
+
+/// `stats`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Stats {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// Frames waiting in the outbox.
+    pub outbox_frames: u64,
+    /// Bytes waiting in the outbox.
+    pub outbox_bytes: u64,
+    /// One ledger for each channel.
+    pub channels: Vec<Ledger>,
+}
+
+/// The ledger of one channel: `published = delivered + conflated + dropped + queued`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ledger {
+    /// The channel.
+    pub channel: u32,
+    /// Samples sealed for this subscription since it began.
+    pub published: u64,
+    /// Samples handed to the kernel.
+    pub delivered: u64,
+    /// Samples left out by conflation or the rate limit.
+    pub conflated: u64,
+    /// Samples lost to overflow or age.
+    pub dropped: u64,
+    /// Samples waiting in the outbox.
+    pub queued: u64,
+}
+
+/// `error`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Error {
+    /// Of the request, where it could be read.
+    pub id: Option<u64>,
+    /// Its name.
+    pub code: String,
+    /// What was wrong and what to do. From the server: escape it before it reaches a terminal.
+    pub message: String,
+}
+
+/// `goodbye`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Goodbye {
+    /// Label of the close reason.
+    pub reason: String,
+    /// When to come back, in milliseconds.
+    pub reconnect_after_ms: u64,
+    /// Where each channel stood.
+    #[serde(default)]
+    pub positions: Vec<Position>,
+}
+
+/// A place in a channel's sequence, across lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Position {
+    /// The channel.
+    pub channel: u32,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// The newest sequence sent to this connection, or skipped with a `gap`.
+    pub seq: Seq,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control;
+
+    /// What the server writes, the client reads: each message of the server's own types.
+    #[test]
+    fn the_servers_messages_are_read() {
+        let entry =
+            || control::ChannelEntry { channel: 3, name: "robot.7.imu", epoch: 2_890_124_113, seq: 17 };
+        let rows: Vec<(control::Event<'_>, Event)> = vec![
+            (
+                control::Event::Advertised { id: Some(3), channel: entry() },
+                Event::Advertised(Advertised {
+                    id: Some(3),
+                    channel: ChannelEntry {
+                        channel: 3,
+                        name: "robot.7.imu".into(),
+                        epoch: 2_890_124_113,
+                        seq: 17,
+                    },
+                }),
+            ),
+            (
+                control::Event::Gap {
+                    channel: 3,
+                    from: 10,
+                    to: 20,
+                    count: 11,
+                    reason: control::GapReason::Slow,
+                },
+                Event::Gap(Gap { channel: 3, from: 10, to: 20, count: 11, reason: "slow".into() }),
+            ),
+            (
+                control::Event::Ack { id: 9, channel: 3, seq: 101, count: 4 },
+                Event::Ack(Ack { id: 9, channel: 3, seq: 101, count: 4 }),
+            ),
+            (
+                control::Event::Error { id: None, code: control::ErrorCode::RateLimited, message: "slower" },
+                Event::Error(Error { id: None, code: "rate_limited".into(), message: "slower".into() }),
+            ),
+            (
+                control::Event::Pong {
+                    id: None,
+                    client_ns: Some(Digits(5)),
+                    received_ns: Digits(u64::MAX),
+                    sent_ns: Digits(7),
+                },
+                Event::Pong(Pong {
+                    id: None,
+                    client_ns: Some(Digits(5)),
+                    received_ns: Digits(u64::MAX),
+                    sent_ns: Digits(7),
+                }),
+            ),
+            (
+                control::Event::Goodbye { reason: "drain", reconnect_after_ms: 1_500, positions: &[] },
+                Event::Goodbye(Goodbye {
+                    reason: "drain".into(),
+                    reconnect_after_ms: 1_500,
+                    positions: vec![],
+                }),
+            ),
+        ];
+        for (said, expected) in rows {
+            let text = serde_json::to_string(&said).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_skipped() {
+        let rows = [
+            (r#"{"type":"weather","wind":[1]}"#, Event::NotKnown),
+            (
+                r#"{"type":"ack","id":1,"channel":2,"seq":3,"count":4,"mood":"good"}"#,
+                Event::Ack(Ack { id: 1, channel: 2, seq: 3, count: 4 }),
+            ),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(serde_json::from_str::<Event>(text).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_message_is_refused() {
+        for text in ["", "[]", "{}", "7", r#"{"type":7}"#, r#"{"type":"ack","id":"x"}"#] {
+            assert!(serde_json::from_str::<Event>(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The `tidewire` command.
+
+fn main() -> std::process::ExitCode {
+    tidewire::cli::run()
+}
