@@ -1,0 +1,12 @@
+//! The server from outside: bytes in, bytes out, over sockets on 127.0.0.1. One binary, so that it is linked once. A test
+//! waits for events, with a deadline that only a failure reaches; none measures speed.
+
+#![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
+
+mod foreign_clients;
+mod framing;
+mod handshake;
+mod protocol;
+mod shutdown;
+mod slow_subscriber;
+mod support;
