@@ -1,0 +1,20 @@
+//! What the fuzz targets check, one module for a target: `check(data)` panics if `data` shows a fault.
+//!
+//! Plain functions of bytes, so that `tests/fuzz_smoke.rs` runs the same checks on the stable toolchain, as seeded property
+//! tests and over the seed corpora.
+
+pub mod control;
+pub mod pattern;
+pub mod publish;
+pub mod reader;
+
+/// A check: panics if the bytes show a fault.
+pub type Check = fn(&[u8]);
+
+/// Every target by name.
+pub const ALL: [(&str, Check); 4] = [
+    ("reader", reader::check),
+    ("control", control::check),
+    ("pattern", pattern::check),
+    ("publish", publish::check),
+];
