@@ -1,0 +1,143 @@
+//! The control half of the protocol as this client speaks it: JSON text messages. Types only.
+//!
+//! Own types, not the server's: the server's say what it writes, these say what a client reads, and a client ignores
+//! types and fields that it does not know.
+
+use serde::{Deserialize, Serialize};
+
+/// Largest share of a server's text that is shown to a person.
+const SHOWN_CHARS_MAX: usize = 200;
+
+/// What this client asks for.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Request<'a> {
+    /// Watch a channel or a pattern.
+    Subscribe {
+        /// Echoed in the answer.
+        id: u64,
+        /// Name or pattern.
+        channel: &'a str,
+        /// What overflow does; left to the server if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        policy: Option<&'a str>,
+        /// Longest wait in a batch; left to the server if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_delay_ms: Option<u32>,
+    },
+    /// Open a channel for publishing.
+    Advertise {
+        /// Echoed in the answer.
+        id: u64,
+        /// Its name.
+        channel: &'a str,
+    },
+}
+
+impl Request<'_> {
+    /// The message.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// What a server says, as far as this client cares.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// Answer to `subscribe`.
+    Subscribed {
+        /// The channels that match now.
+        channels: Vec<Channel>,
+    },
+    /// Answer to `advertise`.
+    Advertised(Channel),
+    /// A publish was taken.
+    Ack {
+        /// Sequence of its first sample.
+        seq: u64,
+        /// Its samples.
+        count: u64,
+    },
+    /// Samples that this subscriber will not get.
+    Gap {
+        /// Their channel.
+        channel: u32,
+        /// How many.
+        count: u64,
+    },
+    /// A request, or a publish, was refused.
+    Error {
+        /// Its name.
+        code: String,
+        /// What to do about it.
+        message: String,
+    },
+    /// The server is about to close.
+    Goodbye {
+        /// Why.
+        reason: String,
+    },
+    /// Something that this client does not use.
+    #[serde(other)]
+    Unused,
+}
+
+/// A channel as `subscribed` and `advertised` show it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Channel {
+    /// Its number in data frames.
+    pub channel: u32,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Sequence of the next sample.
+    pub seq: u64,
+}
+
+impl Event {
+    /// Reads a text message.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(text).map_err(|error| {
+            format!("the server sent a control message that does not parse ({error}): {}", shown(text))
+        })
+    }
+}
+
+/// A peer's text for a person: escaped, and not endless.
+fn shown(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).chars().take(SHOWN_CHARS_MAX).flat_map(char::escape_debug).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_protocol_says() {
+        let all = Request::Subscribe { id: 1, channel: "a.*", policy: Some("latest"), max_delay_ms: Some(0) };
+        let cases = [
+            (all, r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0}"#),
+            (
+                Request::Subscribe { id: 1, channel: "a", policy: None, max_delay_ms: None },
+                r#"{"type":"subscribe","id":1,"channel":"a"}"#,
+            ),
+            (Request::Advertise { id: 2, channel: "a" }, r#"{"type":"advertise","id":2,"channel":"a"}"#),
+        ];
+        for (request, expected) in cases {
+            assert_eq!(request.to_json(), expected);
+        }
+    }
+
+    #[test]
+    fn events_are_read_with_what_is_unknown_ignored() {
+        let gap = br#"{"type":"gap","channel":3,"from":10,"to":20,"count":11,"reason":"slow","later":1}"#;
+        assert!(matches!(Event::parse(gap), Ok(Event::Gap { channel: 3, count: 11 })));
+        let advertised =
+            br#"{"type":"advertised","id":3,"channel":3,"name":"a","epoch":2890124113,"seq":17}"#;
+        let Ok(Event::Advertised(channel)) = Event::parse(advertised) else { panic!("advertised") };
+        assert_eq!(channel, Channel { channel: 3, epoch: 2_890_124_113, seq: 17 });
+        let heartbeat = br#"{"type":"heartbeat","server_ns":"1","heads":[{"channel":3,"seq":120}]}"#;
+        assert!(matches!(Event::parse(heartbeat), Ok(Event::Unused)));
+        assert!(Event::parse(b"{\"type\":\n").unwrap_err().contains("\\n"), "escaped");
+    }
+}

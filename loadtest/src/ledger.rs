@@ -1,0 +1,169 @@
+//! The books of one subscriber and one channel: what was published to it, what came, what was announced as lost. Pure.
+//!
+//! The figure that matters is `published - received - announced`: it must be 0. Sequences make it exact; nothing here
+//! trusts a counter of the server except the `gap` notices that are being checked.
+
+use std::ops::AddAssign;
+
+/// The running count of one channel, from `subscribed` on.
+#[derive(Clone, Debug)]
+pub(crate) struct Ledger {
+    epoch: u32,
+    /// Sequence of the first sample that was to come.
+    first: u64,
+    /// The sequence after the newest one received.
+    next: u64,
+    received: u64,
+    announced: u64,
+    irregular: u64,
+}
+
+impl Ledger {
+    /// Opens the books with what `subscribed` said.
+    pub(crate) fn new(epoch: u32, first: u64) -> Self {
+        Self { epoch, first, next: first, received: 0, announced: 0, irregular: 0 }
+    }
+
+    /// A frame with `count` samples, the first of sequence `first`, the last of `last`.
+    pub(crate) fn on_frame(&mut self, epoch: u32, first: u64, last: u64, count: u64) {
+        let fits = last >= first && count <= last - first + 1 && count > 0;
+        if epoch != self.epoch || first < self.next || !fits {
+            // Out of order, repeated, or of another life: not counted as received, so the sum shows it as lost too.
+            self.irregular += 1;
+            return;
+        }
+        self.received += count;
+        self.next = last + 1;
+    }
+
+    /// A `gap` notice for `count` samples.
+    pub(crate) fn on_gap(&mut self, count: u64) {
+        self.announced += count;
+    }
+
+    /// Samples received or announced: how far this subscriber has come.
+    pub(crate) fn progress(&self) -> u64 {
+        self.received + self.announced
+    }
+
+    /// Whether everything up to and including sequence `head` has come or has been announced.
+    pub(crate) fn is_settled(&self, head: u64) -> bool {
+        self.progress() >= self.published(head)
+    }
+
+    /// Closes the books: `head` is the newest sequence of the channel.
+    pub(crate) fn close(&self, head: u64) -> Account {
+        let published = self.published(head);
+        let accounted = self.progress();
+        Account {
+            published,
+            received: self.received,
+            announced: self.announced,
+            unannounced: published.saturating_sub(accounted),
+            excess: accounted.saturating_sub(published),
+            irregular: self.irregular,
+        }
+    }
+
+    fn published(&self, head: u64) -> u64 {
+        (head + 1).saturating_sub(self.first)
+    }
+}
+
+/// Closed books, of one ledger or the sum of many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct Account {
+    /// Samples published since the subscription.
+    pub published: u64,
+    /// Samples that came.
+    pub received: u64,
+    /// Samples that a `gap` named as lost.
+    pub announced: u64,
+    /// Samples that neither came nor were named: the failure that this program exists to find.
+    pub unannounced: u64,
+    /// Samples that came and were named as lost as well.
+    pub excess: u64,
+    /// Frames out of order, repeated or of a wrong epoch.
+    pub irregular: u64,
+}
+
+impl Account {
+    /// Whether `published = received + announced` holds exactly, in order.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.unannounced == 0 && self.excess == 0 && self.irregular == 0
+    }
+}
+
+impl AddAssign for Account {
+    fn add_assign(&mut self, other: Self) {
+        self.published += other.published;
+        self.received += other.received;
+        self.announced += other.announced;
+        self.unannounced += other.unannounced;
+        self.excess += other.excess;
+        self.irregular += other.irregular;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    enum Step {
+        Frame(u32, u64, u64, u64),
+        Gap(u64),
+    }
+    use Step::{Frame, Gap};
+
+    #[test]
+    fn books() {
+        // (what it shows, steps, head, [received, announced, unannounced, excess, irregular])
+        let cases: [(&str, Vec<Step>, u64, [u64; 5]); 9] = [
+            ("nothing published", vec![], 4, [0, 0, 0, 0, 0]),
+            ("all came", vec![Frame(1, 5, 6, 2), Frame(1, 7, 7, 1)], 7, [3, 0, 0, 0, 0]),
+            ("a hole, announced", vec![Frame(1, 5, 5, 1), Gap(2), Frame(1, 8, 8, 1)], 8, [2, 2, 0, 0, 0]),
+            ("a hole, not announced", vec![Frame(1, 5, 5, 1), Frame(1, 8, 8, 1)], 8, [2, 0, 2, 0, 0]),
+            ("the tail is missing", vec![Frame(1, 5, 5, 1)], 8, [1, 0, 3, 0, 0]),
+            ("the tail is announced", vec![Frame(1, 5, 5, 1), Gap(3)], 8, [1, 3, 0, 0, 0]),
+            ("conflated, announced", vec![Frame(1, 5, 9, 2), Gap(3)], 9, [2, 3, 0, 0, 0]),
+            ("announced and delivered", vec![Frame(1, 5, 6, 2), Gap(1)], 6, [2, 1, 0, 1, 0]),
+            (
+                "repeated, another epoch, impossible count",
+                vec![Frame(1, 5, 6, 2), Frame(1, 6, 6, 1), Frame(2, 7, 7, 1), Frame(1, 7, 7, 2)],
+                6,
+                [2, 0, 0, 0, 3],
+            ),
+        ];
+        for (name, steps, head, expected) in cases {
+            let mut ledger = Ledger::new(1, 5);
+            for step in steps {
+                match step {
+                    Frame(epoch, first, last, count) => ledger.on_frame(epoch, first, last, count),
+                    Gap(count) => ledger.on_gap(count),
+                }
+            }
+            let account = ledger.close(head);
+            let got =
+                [account.received, account.announced, account.unannounced, account.excess, account.irregular];
+            assert_eq!(got, expected, "{name}");
+            assert_eq!(account.is_exact(), expected[2..] == [0, 0, 0], "{name}");
+            assert_eq!(ledger.is_settled(head), account.unannounced == 0, "{name}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is left out is found, to the sample, and announcing exactly that balances the books.
+        #[test]
+        fn what_is_left_out_is_found(frames in prop::collection::vec((1u64..20, any::<bool>()), 0..60)) {
+            let (mut ledger, mut next, mut left_out) = (Ledger::new(9, 1), 1u64, 0);
+            for (count, arrives) in frames {
+                if arrives { ledger.on_frame(9, next, next + count - 1, count) } else { left_out += count }
+                next += count;
+            }
+            prop_assert_eq!(ledger.close(next - 1).unannounced, left_out);
+            ledger.on_gap(left_out);
+            prop_assert!(ledger.close(next - 1).is_exact());
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! The subscribers: connect, subscribe, read as fast as possible, keep the books. One thread reads many of them through
+//! one shared buffer; statistics are the recorder's, sums the ledger's.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock::{Clock, nanos};
+use crate::control::{Event, Request};
+use crate::data::{FrameHead, read_frame};
+use crate::ledger::{Account, Ledger};
+use crate::measure::{Recorder, Seen};
+use crate::poll::Poll;
+use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, Progress, READ_BUFFER_BYTES};
+
+/// The only codec that this generator reads so far.
+pub(crate) const SUBPROTOCOL: &str = "tidewire.v1";
+
+/// Longest sleep of a reader: how soon it sees that the publishers have stopped.
+const TURN: Duration = Duration::from_millis(20);
+
+/// After the publishers stopped: how long a subscriber may hear nothing before what is missing counts as lost. Longer than
+/// the server lets a frame wait (1 s) and than it may hold back a gap notice (0.1 s).
+pub(crate) const QUIET: Duration = Duration::from_secs(3);
+
+/// Newest sequence of each channel.
+pub(crate) type Heads = HashMap<u32, u64>;
+
+/// The delivery options of a subscription.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Options {
+    /// `policy`.
+    pub policy: Option<&'static str>,
+    /// `max_delay_ms`.
+    pub max_delay_ms: Option<u32>,
+    /// `SO_RCVBUF`.
+    pub receive_buffer_bytes: Option<usize>,
+}
+
+/// One subscriber.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    connection: Connection,
+    books: Books,
+}
+
+/// The books of one subscriber: a ledger for each channel.
+#[derive(Debug, Default)]
+struct Books {
+    ledgers: Vec<(u32, Ledger)>,
+    /// Where the last frame's channel was found: mostly the next one's too.
+    last: usize,
+    subscribed: bool,
+    /// Whether the parts of the latency are recorded from this subscriber's frames.
+    watched: bool,
+}
+
+impl Subscriber {
+    /// Connects and subscribes; blocks until the server has confirmed.
+    pub(crate) fn open(
+        endpoint: &Endpoint,
+        channel: &str,
+        options: Options,
+        buffer: &mut [u8],
+    ) -> Result<Self, Ended> {
+        let mut connection = Connection::open(endpoint, SUBPROTOCOL, options.receive_buffer_bytes)?;
+        let Options { policy, max_delay_ms, .. } = options;
+        connection.send_text(&Request::Subscribe { id: 1, channel, policy, max_delay_ms }.to_json())?;
+        let mut books = Books::default();
+        // Frames may follow the answer in the same read; the books take them as well.
+        connection.wait_for(buffer, |message| {
+            books.on_message(message, None)?;
+            Ok(books.subscribed.then_some(()))
+        })?;
+        Ok(Self { connection, books })
+    }
+
+    /// Records the parts of the latency from this one's frames.
+    pub(crate) fn watch(&mut self) {
+        self.books.watched = true;
+    }
+
+    /// Sends a close frame and goes, without waiting for the answer.
+    pub(crate) fn leave(mut self) -> io::Result<()> {
+        /// RFC 6455, section 7.4.1: normal closure.
+        const NORMAL: [u8; 2] = 1000u16.to_be_bytes();
+        self.connection.queue(Opcode::Close, NORMAL.len(), |out| out.copy_from_slice(&NORMAL));
+        self.connection.flush()
+    }
+
+    /// Samples received or announced as lost, on all channels.
+    fn progress(&self) -> u64 {
+        self.books.ledgers.iter().map(|(_, ledger)| ledger.progress()).sum()
+    }
+
+    fn is_settled(&self, heads: &Heads) -> bool {
+        self.books
+            .ledgers
+            .iter()
+            .all(|(channel, ledger)| heads.get(channel).is_none_or(|&head| ledger.is_settled(head)))
+    }
+
+    /// Closes the books over the channels whose heads are known.
+    pub(crate) fn close(&self, heads: &Heads) -> Account {
+        let mut sum = Account::default();
+        for (channel, ledger) in &self.books.ledgers {
+            if let Some(&head) = heads.get(channel) {
+                sum += ledger.close(head);
+            }
+        }
+        sum
+    }
+
+    /// Reads on, blocking, until everything up to the heads is accounted for or nothing comes any more.
+    pub(crate) fn catch_up(&mut self, heads: &Heads, clock: Clock, buffer: &mut [u8]) -> Result<(), Ended> {
+        self.connection.stream.set_read_timeout(Some(TURN))?;
+        let mut quiet_from = clock.now_ns();
+        while !self.is_settled(heads) && clock.now_ns() - quiet_from < nanos(QUIET) {
+            let books = &mut self.books;
+            if self.connection.read(buffer, |message| books.on_message(message, None))? != Progress::Idle {
+                quiet_from = clock.now_ns();
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut [u8], clock: Clock, recorder: &mut Recorder) -> Result<Progress, Ended> {
+        let books = &mut self.books;
+        let mut arrived = false;
+        self.connection.read(buffer, |message| {
+            // One reading of the clock for all messages of a read: they arrived together.
+            if !std::mem::replace(&mut arrived, true) {
+                recorder.set_arrival(clock.now_ns());
+            }
+            books.on_message(message, Some(recorder))
+        })
+    }
+}
+
+impl Books {
+    fn on_message(&mut self, message: Message<'_>, recorder: Option<&mut Recorder>) -> Result<(), Ended> {
+        match message.opcode {
+            Opcode::Binary => self.on_frame(message.payload, recorder),
+            Opcode::Text => self.on_event(message.payload),
+            Opcode::Close | Opcode::Ping | Opcode::Pong => Ok(()),
+        }
+    }
+
+    fn on_frame(&mut self, payload: &[u8], recorder: Option<&mut Recorder>) -> Result<(), Ended> {
+        let unexpected = |error| Ended::Unexpected(format!("the server sent a bad frame: {error}"));
+        let head: FrameHead;
+        match recorder {
+            Some(recorder) if self.watched => {
+                head = read_frame(payload, |run| {
+                    recorder.record(run);
+                    recorder.watch(run);
+                })
+                .map_err(unexpected)?;
+                recorder.end_frame(&head);
+            }
+            Some(recorder) => {
+                head = read_frame(payload, |run| recorder.record(run)).map_err(unexpected)?;
+                recorder.end_frame(&head);
+            }
+            None => head = read_frame(payload, |_| ()).map_err(unexpected)?,
+        }
+        self.ledger(head.channel)?.on_frame(head.epoch, head.first, head.last, head.count);
+        Ok(())
+    }
+
+    fn on_event(&mut self, payload: &[u8]) -> Result<(), Ended> {
+        match Event::parse(payload).map_err(Ended::Unexpected)? {
+            Event::Subscribed { channels } => {
+                self.subscribed = true;
+                self.ledgers = channels
+                    .into_iter()
+                    .map(|channel| (channel.channel, Ledger::new(channel.epoch, channel.seq)))
+                    .collect();
+            }
+            Event::Gap { channel, count } => self.ledger(channel)?.on_gap(count),
+            Event::Error { code, message } => {
+                return Err(Ended::Unexpected(format!("the server refused a request: {code}: {message}")));
+            }
+            Event::Goodbye { reason } => {
+                return Err(Ended::Unexpected(format!("the server said goodbye: {reason}")));
+            }
+            Event::Advertised(_) | Event::Ack { .. } | Event::Unused => {}
+        }
+        Ok(())
+    }
+
+    fn ledger(&mut self, channel: u32) -> Result<&mut Ledger, Ended> {
+        if self.ledgers.get(self.last).is_none_or(|(id, _)| *id != channel) {
+            self.last = self.ledgers.iter().position(|(id, _)| *id == channel).ok_or_else(|| {
+                Ended::Unexpected(format!("the server sent channel {channel}, which was not subscribed"))
+            })?;
+        }
+        Ok(&mut self.ledgers[self.last].1)
+    }
+}
+
+/// What the threads of a run share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The one clock.
+    pub clock: Clock,
+    /// Newest sequences, set once the publishers have stopped.
+    pub heads: OnceLock<Heads>,
+    /// The run is given up.
+    pub abort: AtomicBool,
+}
+
+/// What a thread of subscribers saw.
+#[derive(Debug, Default)]
+pub(crate) struct Readout {
+    /// One for each window.
+    pub seen: Vec<Seen>,
+    /// Sum of the books of all subscribers that were connected to the end.
+    pub account: Account,
+    /// Why the others were not.
+    pub ended: Vec<String>,
+}
+
+/// Reads the subscribers until the publishers have stopped and everything is accounted for, or nothing comes any more.
+/// `progress` is kept at the samples that the subscriber furthest behind has accounted for, if `paced`.
+pub(crate) fn read_all(
+    mut subscribers: Vec<Subscriber>,
+    shared: &Shared,
+    mut recorder: Recorder,
+    progress: &AtomicU64,
+    paced: bool,
+) -> io::Result<Readout> {
+    let clock = shared.clock;
+    let mut poll = Poll::new()?;
+    for (token, subscriber) in subscribers.iter_mut().enumerate() {
+        subscriber.connection.set_nonblocking()?;
+        poll.add(&subscriber.connection.stream, token)?;
+    }
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    let mut gone: Vec<Option<String>> = vec![None; subscribers.len()];
+    let mut quiet_from = clock.now_ns();
+    loop {
+        let mut heard = false;
+        for index in 0..poll.wait(TURN)? {
+            let token = poll.token(index);
+            let subscriber = &mut subscribers[token];
+            match subscriber.read(&mut buffer, clock, &mut recorder) {
+                Ok(_) => heard = true,
+                Err(why) => {
+                    poll.remove(&subscriber.connection.stream)?;
+                    gone[token] = Some(why.to_string());
+                }
+            }
+        }
+        let now_ns = clock.now_ns();
+        recorder.rotate(now_ns);
+        let alive = || subscribers.iter().zip(&gone).filter(|(_, why)| why.is_none()).map(|(it, _)| it);
+        if paced && heard {
+            // With nobody left there is nothing to wait for.
+            progress.store(alive().map(Subscriber::progress).min().unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        if heard {
+            quiet_from = now_ns;
+        }
+        let settled = shared.heads.get().is_some_and(|heads| {
+            alive().all(|it| it.is_settled(heads)) || now_ns - quiet_from >= nanos(QUIET)
+        });
+        if settled || shared.abort.load(Ordering::Relaxed) {
+            let none = Heads::new();
+            let heads = shared.heads.get().unwrap_or(&none);
+            let mut account = Account::default();
+            for subscriber in alive() {
+                account += subscriber.close(heads);
+            }
+            let seen = recorder.finish(now_ns);
+            return Ok(Readout { seen, account, ended: gone.into_iter().flatten().collect() });
+        }
+    }
+}

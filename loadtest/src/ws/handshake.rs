@@ -1,0 +1,172 @@
+//! The opening handshake of a client (RFC 6455, section 4.1): the URL, the request, and every check of the answer.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use sha1::{Digest, Sha1};
+
+use super::Ended;
+
+/// Longest answer to the upgrade request.
+const RESPONSE_BYTES_MAX: usize = 8 << 10;
+
+/// RFC 6455, section 1.3.
+const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// Where a server listens: `ws://HOST:PORT/PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    /// Resolved once, so that no name lookup is part of a measurement.
+    pub address: SocketAddr,
+    host: String,
+    path: String,
+}
+
+impl Endpoint {
+    /// Reads the URL and resolves its host. The path is `/ws` if the URL has none.
+    pub(crate) fn parse(url: &str) -> io::Result<Self> {
+        let invalid = |why: &str| {
+            io::Error::new(ErrorKind::InvalidInput, format!("{url:?} {why}; want ws://HOST:PORT/ws"))
+        };
+        let rest = url.strip_prefix("ws://").ok_or_else(|| invalid("does not begin with ws://"))?;
+        let (authority, path) = match rest.find('/') {
+            Some(at) if rest.len() > at + 1 => rest.split_at(at),
+            Some(at) => (&rest[..at], "/ws"),
+            None => (rest, "/ws"),
+        };
+        let with_port = if authority.rsplit(']').next().is_some_and(|tail| tail.contains(':')) {
+            authority.to_owned()
+        } else {
+            format!("{authority}:80")
+        };
+        let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
+        if authority.is_empty() || !printable(authority) || !printable(path) {
+            return Err(invalid("has no usable host or path"));
+        }
+        let address =
+            with_port.to_socket_addrs()?.next().ok_or_else(|| invalid("has a host without address"))?;
+        Ok(Self { address, host: authority.to_owned(), path: path.to_owned() })
+    }
+}
+
+/// Asks for the WebSocket and checks the answer. Returns what came behind it.
+pub(super) fn perform(
+    stream: &mut (impl Read + Write),
+    endpoint: &Endpoint,
+    subprotocol: &str,
+) -> Result<Vec<u8>, Ended> {
+    let key = BASE64.encode(fastrand::u128(..).to_ne_bytes());
+    let Endpoint { host, path, .. } = endpoint;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes())?;
+    let (head, rest) = read_response(stream)?;
+    check_response(&head, &key, subprotocol).map_err(Ended::Refused)?;
+    Ok(rest)
+}
+
+/// The head of the response and the bytes behind it.
+fn read_response(stream: &mut impl Read) -> Result<(String, Vec<u8>), Ended> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 2048];
+    loop {
+        let count = stream.read(&mut chunk)?;
+        if count == 0 {
+            return Err(Ended::EndOfStream);
+        }
+        bytes.extend_from_slice(&chunk[..count]);
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            let rest = bytes.split_off(end + 4);
+            return Ok((String::from_utf8_lossy(&bytes).into_owned(), rest));
+        }
+        if bytes.len() > RESPONSE_BYTES_MAX {
+            return Err(Ended::Refused("its HTTP response head does not end".into()));
+        }
+    }
+}
+
+/// RFC 6455, section 4.1, the list of what a client must check.
+fn check_response(head: &str, key: &str, subprotocol: &str) -> Result<(), String> {
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    let mut words = status.split(' ');
+    if words.next() != Some("HTTP/1.1") || words.next() != Some("101") {
+        return Err(format!("it answered \"{}\"", status.escape_debug()));
+    }
+    let header = |wanted: &str| {
+        head.split("\r\n")
+            .skip(1)
+            .filter_map(|line| line.split_once(':'))
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| value.trim())
+    };
+    let accept = BASE64.encode(Sha1::new().chain_update(key).chain_update(ACCEPT_GUID).finalize());
+    if !header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
+        return Err("its response has no \"Upgrade: websocket\"".into());
+    }
+    let upgrades = |value: &str| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    if !header("connection").is_some_and(upgrades) {
+        return Err("its response has no \"Connection: Upgrade\"".into());
+    }
+    if header("sec-websocket-accept") != Some(&accept) {
+        return Err("its Sec-WebSocket-Accept does not answer the key".into());
+    }
+    if header("sec-websocket-extensions").is_some() {
+        return Err("it chose an extension that nobody offered".into());
+    }
+    match header("sec-websocket-protocol") {
+        Some(chosen) if chosen == subprotocol => Ok(()),
+        Some(chosen) => Err(format!("it chose the subprotocol \"{}\"", chosen.escape_debug())),
+        None => Err(format!("it does not speak {subprotocol}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_handshake_is_checked() {
+        // Key and accept value are those of RFC 6455, section 1.3.
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        let good = "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\
+            Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: tidewire.v1\r\n\r\n";
+        assert_eq!(check_response(good, key, "tidewire.v1"), Ok(()));
+        let cases = [
+            ("101 Switching Protocols", "503 Service Unavailable", "503"),
+            ("upgrade: WebSocket", "upgrade: h2c", "Upgrade: websocket"),
+            ("keep-alive, Upgrade", "close", "Connection: Upgrade"),
+            ("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "AAAA", "Sec-WebSocket-Accept"),
+            (": tidewire.v1", ": tidewire.v1.json", "subprotocol"),
+            ("Sec-WebSocket-Protocol: tidewire.v1\r\n", "", "does not speak"),
+            ("Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions: x\r\nSec-WebSocket-Protocol", "extension"),
+        ];
+        for (from, to, expected) in cases {
+            let refusal = check_response(&good.replace(from, to), key, "tidewire.v1").unwrap_err();
+            assert!(refusal.contains(expected), "{to}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn urls() {
+        let cases = [
+            ("ws://127.0.0.1:9400/ws", Some(("127.0.0.1:9400", "/ws"))),
+            ("ws://127.0.0.1:9400", Some(("127.0.0.1:9400", "/ws"))),
+            ("ws://127.0.0.1:9400/", Some(("127.0.0.1:9400", "/ws"))),
+            ("ws://[::1]:80/a?b=c", Some(("[::1]:80", "/a?b=c"))),
+            ("ws://127.0.0.1", Some(("127.0.0.1:80", "/ws"))),
+            ("wss://127.0.0.1:1/ws", None),
+            ("ws://", None),
+            ("ws://127.0.0.1:1/w s", None),
+            ("127.0.0.1:9400", None),
+        ];
+        for (url, expected) in cases {
+            let got = Endpoint::parse(url).ok().map(|it| (it.address.to_string(), it.path));
+            assert_eq!(got, expected.map(|(address, path)| (address.to_owned(), path.to_owned())), "{url}");
+        }
+    }
+}
