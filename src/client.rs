@@ -54,7 +54,7 @@ const PONG_BACKLOG_BYTES_MAX: usize = 4 << 10;
 pub enum Message {
     /// A control message.
     Control(Event),
-    /// Samples of one channel, checked: as many as `count` says, with sequences that fit. See [`samples`].
+    /// Samples of one channel, checked: as many as `count` says, with sequences that fit. See [`samples()`].
     Frame(proto::Frame),
     /// The end. Every later call returns it again.
     Closed(Closed),
