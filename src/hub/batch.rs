@@ -215,7 +215,7 @@ impl Batch {
         let allowed = match (self.key.newest_only, self.key.interval()) {
             (true, _) => 0,
             (false, None) => block.spans.len(),
-            (false, Some(interval)) => self.allowance(interval, block.received.at),
+            (false, Some(interval)) => self.allowance(interval, block.received.at, block.spans.len()),
         };
         let total = block.spans.len();
         let keep = allowed.min(total);
@@ -252,8 +252,8 @@ impl Batch {
         pending.sample.extend_from_slice(&block.content[newest.start as usize..newest.end as usize]);
     }
 
-    /// How many samples the rate allows at `now`, and takes them. A pause earns at most one batch's worth.
-    fn allowance(&mut self, interval: Duration, now: Instant) -> usize {
+    /// How many of `wanted` samples the rate allows at `now`, and takes them. A pause earns at most one batch's worth.
+    fn allowance(&mut self, interval: Duration, now: Instant, wanted: usize) -> usize {
         let burst = self.key.delay().max(interval);
         let earliest = now.checked_sub(burst - interval).unwrap_or(now);
         let next = self.next_allowed.map_or(now, |next| next.max(earliest));
@@ -261,7 +261,9 @@ impl Batch {
             return 0;
         }
         let allowed = 1 + (now - next).as_micros() / interval.as_micros().max(1);
-        let allowed = u32::try_from(allowed).unwrap_or(u32::MAX);
+        // What is not wanted now stays earned.
+        let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let allowed = u32::try_from(allowed).unwrap_or(u32::MAX).min(wanted);
         self.next_allowed = Some(next + interval * allowed);
         allowed as usize
     }
@@ -277,13 +279,15 @@ impl Batch {
 
     /// Moves the sample that was held back into the frame, if the rate allows it by now.
     fn release_pending(&mut self, now: Now) {
-        let Some(pending) = &self.pending else { return };
-        if let Some(interval) = self.key.interval() {
-            if self.next_allowed.is_some_and(|next| next > now.at) {
-                return;
-            }
-            self.next_allowed = Some(now.at + interval);
+        if self.pending.is_none() {
+            return;
         }
+        if let Some(interval) = self.key.interval()
+            && self.allowance(interval, now.at, 1) == 0
+        {
+            return;
+        }
+        let Some(pending) = &self.pending else { return };
         let (seq, received) = (pending.seq, pending.received.unwrap_or(now));
         self.scratch.clear();
         self.scratch.extend_from_slice(&encode::source_ns(pending.source_ns));

@@ -294,6 +294,22 @@ fn a_rate_keeps_evenly_spaced_samples_and_the_newest() {
 }
 
 #[test]
+fn what_a_rate_allows_is_not_lost_to_bursts() {
+    let key = rate(1_000, PLAIN);
+    let mut home = Home::new(&[key]);
+    for burst in 0..50 {
+        home.pass(burst * 10);
+        // As fast as the limit in the long run, but ten messages at once.
+        for _ in 0..10 {
+            home.publish(1, 0);
+        }
+    }
+    home.finish();
+    // The first burst had earned nothing yet.
+    assert!(home.seqs(key).len() >= 490, "{}", home.seqs(key).len());
+}
+
+#[test]
 fn a_sample_held_back_goes_with_a_drain() {
     for key in [rate(1, PLAIN), rate(1, LATEST), rate(1, AT_ONCE), LATEST, PLAIN] {
         let mut home = Home::new(&[key]);
