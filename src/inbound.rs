@@ -133,14 +133,15 @@ impl Inbound {
     /// Handles the bytes of one read, all received `now`.
     fn consume(&mut self, bytes: &mut [u8], now: Now) -> Step {
         let mut input = bytes;
-        let mut messages = 0;
+        let mut whole_message = false;
         let step = loop {
             let event = match self.reader.next(&mut input) {
                 Ok(Some(event)) => event,
                 Ok(None) => break Step::Done,
                 Err(error) => break Step::Close(error.close_reason()),
             };
-            messages += 1;
+            // A ping between its fragments does not end a message.
+            whole_message |= matches!(event, ws::Event::Text(_) | ws::Event::Binary(_));
             let mut handling =
                 Handling { worker: &self.worker, watched: &self.watched, endpoint: &mut self.endpoint, now };
             match handling.handle(event) {
@@ -152,7 +153,7 @@ impl Inbound {
             self.carry.extend_from_slice(input);
         }
         let mut keepalive = self.watched.keepalive.borrow_mut();
-        if messages > 0 {
+        if whole_message {
             keepalive.note_message();
         }
         keepalive.note_read(self.reader.is_mid_message(), now.at);

@@ -20,7 +20,7 @@ use serde_json::Value as Json;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::Config;
 use tidewire::hub::membership::NewMember;
-use tidewire::hub::router::{FRAMES_MAX, Router, ToWorker};
+use tidewire::hub::router::{FRAME_CREDIT_KIB, Router, ToWorker};
 use tidewire::hub::{Hub, Published};
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
@@ -761,7 +761,7 @@ fn frames_lost_between_workers_are_told() {
         world.settle();
         // The other worker takes nothing from its inbox.
         let lost = 5;
-        for _ in 0..FRAMES_MAX + lost {
+        for _ in 0..FRAME_CREDIT_KIB + lost {
             world.publish(0, name, 1, 0);
         }
         if let Some(delivery) = then {
@@ -770,6 +770,10 @@ fn frames_lost_between_workers_are_told() {
         world.settle();
         world.check_settled();
         let ledger = world.connections[1].handle.outbox().borrow().ledgers().next().unwrap();
-        assert_eq!(ledger.published, (FRAMES_MAX + lost) as u64, "{delivery:?}: what was lost is known");
+        assert_eq!(
+            ledger.published,
+            (FRAME_CREDIT_KIB + lost) as u64,
+            "{delivery:?}: what was lost is known"
+        );
     }
 }

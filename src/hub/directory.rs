@@ -39,7 +39,8 @@ pub struct DirectoryFull;
 pub struct Opened {
     /// The channel.
     pub info: Arc<ChannelInfo>,
-    /// Whether patterns have to be told: it is published to for the first time.
+    /// Whether patterns have to be told: it is published to for the first time, or whoever did that is not done yet. Then
+    /// [`Directory::note_announced`] follows.
     pub announce: bool,
 }
 
@@ -57,6 +58,8 @@ pub struct Directory {
 struct Listed {
     info: Arc<ChannelInfo>,
     published: bool,
+    /// Whether every pattern that matches has joined.
+    announced: bool,
     holders: usize,
     free_since: Option<Instant>,
 }
@@ -83,14 +86,24 @@ impl Directory {
             let home = home_of(name, self.workers);
             let info = Arc::new(ChannelInfo { id, name: name.into(), epoch: fastrand::u32(1..), home });
             self.by_id.insert(id, name.into());
-            self.by_name.insert(name.into(), Listed { info, published: false, holders: 0, free_since: None });
+            self.by_name.insert(
+                name.into(),
+                Listed { info, published: false, announced: false, holders: 0, free_since: None },
+            );
         }
         let Some(listed) = self.by_name.get_mut(name) else { return Err(DirectoryFull) };
         listed.holders += 1;
         listed.free_since = None;
-        let announce = role == Role::Publisher && !listed.published;
-        listed.published |= announce;
+        listed.published |= role == Role::Publisher;
+        let announce = role == Role::Publisher && !listed.announced;
         Ok(Opened { info: Arc::clone(&listed.info), announce })
+    }
+
+    /// Every pattern that matches the channel has joined: the next publisher need not wait for them.
+    pub fn note_announced(&mut self, id: ChannelId) {
+        if let Some(listed) = self.by_id.get(&id).and_then(|name| self.by_name.get_mut(name)) {
+            listed.announced = true;
+        }
     }
 
     /// The published channels that a pattern matches, at most `limit` and one more; each comes with a hold.
@@ -176,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_is_announced_by_its_first_publisher_only() {
+    fn a_channel_is_announced_until_all_patterns_have_joined() {
         let mut directory = Directory::new(2, 10);
         let opened = directory.open("a.b", Role::Subscriber).unwrap();
         assert!(!opened.announce);
@@ -184,6 +197,8 @@ mod tests {
         let published = directory.open("a.b", Role::Publisher).unwrap();
         assert!(published.announce);
         assert_eq!(published.info, opened.info);
+        assert!(directory.open("a.b", Role::Publisher).unwrap().announce, "the first one is not done yet");
+        directory.note_announced(opened.info.id);
         assert!(!directory.open("a.b", Role::Publisher).unwrap().announce);
         assert_eq!(directory.open_matching(&pattern("a.*"), 10), [opened.info]);
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
@@ -38,6 +38,9 @@ fn slot_options(delivery: &DeliveryOptions, class: ClassKey) -> SlotOptions {
         hole: class.hole(),
     }
 }
+
+/// Shortest time between two errors that tell a connection that a pattern has met more channels than it may receive.
+const TELL_FULL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The time between samples that a rate stands for.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "such a cast saturates")]
@@ -74,6 +77,7 @@ pub(super) struct Member {
     subscribed: u64,
     pub(super) receiving: HashMap<ChannelId, Receiving>,
     pub(super) advertised: HashMap<ChannelId, Arc<ChannelInfo>>,
+    told_full_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -170,6 +174,7 @@ impl Hub {
             subscribed: 0,
             receiving: HashMap::new(),
             advertised: HashMap::new(),
+            told_full_at: None,
         })
     }
 
@@ -422,8 +427,13 @@ impl Hub {
                 continue;
             }
             if this.receiving.len() >= channels_max {
-                let what = "channels of a connection";
-                this.refuse(None, &over_limit(what, channels_max, "subscribe more narrowly"));
+                // Once in a while is enough: others' channels must not fill its control lane.
+                let told = this.told_full_at;
+                if told.is_none_or(|at| now.at.saturating_duration_since(at) >= TELL_FULL_INTERVAL) {
+                    let what = "channels of a connection";
+                    this.refuse(None, &over_limit(what, channels_max, "subscribe more narrowly"));
+                    self.members[member].told_full_at = Some(now.at);
+                }
             } else if self.router.directory(|directory| directory.hold(info.id)) {
                 // Several of its patterns may match, and the index does not know their age.
                 let number = this.best_subscription(&info.name).unwrap_or(number);
@@ -440,6 +450,7 @@ impl Hub {
         announcing.remaining -= 1;
         if announcing.remaining == 0 {
             let Announcing { member, connection, id, info, seq, .. } = self.announcing.remove(token);
+            self.router.directory(|directory| directory.note_announced(info.id));
             // The connection may have gone, and its place may be another's by now.
             let Some(member) = self.members.get(member).filter(|member| member.id == connection) else {
                 return;
@@ -693,6 +704,7 @@ impl Hub {
             others.filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
         let seq = self.next_seq_at_home(info.id);
         if told.is_empty() {
+            self.router.directory(|directory| directory.note_announced(info.id));
             let advertised = Event::Advertised { id, channel: entry(info, seq) };
             self.members[member].handle.push_event(&advertised);
             return;

@@ -3,7 +3,7 @@
 //!
 //! Everything that one worker tells another goes through one queue, in order: that a receiver joined, and the frames that
 //! follow, can't overtake each other. What may be many is bounded before it is sent: publishes by [`PUBLISH_CREDIT_KIB`] (a
-//! publisher waits, and with it its socket), frames by [`FRAMES_MAX`] (more are lost, counted and told). The rest is answers
+//! publisher waits, and with it its socket), frames by [`FRAME_CREDIT_KIB`] (more are lost, counted and told). The rest is answers
 //! and notices about channels that a connection holds already, so the limits of connections bound it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,8 +25,9 @@ use crate::wire::{ChannelId, Frame, Seq};
 /// that keeps up ever leaves lying.
 pub const PUBLISH_CREDIT_KIB: usize = 8 << 10;
 
-/// Frames on their way to one worker: at 100 frames a second and channel, a tenth of a second of 800 channels.
-pub const FRAMES_MAX: usize = 8 << 10;
+/// Frames on their way to one worker, in KiB, each at least one: at 100 frames a second and channel, a tenth of a second of 3,000
+/// channels with small frames, or 32 MiB of large ones.
+pub const FRAME_CREDIT_KIB: usize = 32 << 10;
 
 /// Tokens of an inbox: the two bounds above, and room for what the limits of connections bound.
 const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
@@ -44,7 +45,7 @@ pub enum ToWorker {
         class: ClassKey,
         /// The frame.
         frame: Arc<Frame>,
-        /// One of [`FRAMES_MAX`].
+        /// Its part of [`FRAME_CREDIT_KIB`].
         permit: OwnedSemaphorePermit,
     },
     /// A receiver on another worker joins a class, from another class or newly.
@@ -285,7 +286,7 @@ impl Router {
                 let link = WorkerLink {
                     inbox,
                     publish_credit: Arc::new(Semaphore::new(PUBLISH_CREDIT_KIB)),
-                    frame_credit: Arc::new(Semaphore::new(FRAMES_MAX)),
+                    frame_credit: Arc::new(Semaphore::new(FRAME_CREDIT_KIB)),
                     connections: AtomicUsize::new(0),
                 };
                 (link, receiver)
@@ -319,7 +320,8 @@ impl Router {
     #[must_use]
     pub fn send_frame(&self, worker: usize, class: ClassKey, frame: &Arc<Frame>) -> bool {
         let Some(link) = self.links.get(worker) else { return false };
-        let Ok(permit) = Arc::clone(&link.frame_credit).try_acquire_owned() else { return false };
+        let credit = credit(frame.bytes.len(), FRAME_CREDIT_KIB);
+        let Ok(permit) = Arc::clone(&link.frame_credit).try_acquire_many_owned(credit) else { return false };
         self.send(worker, ToWorker::Frame { class, frame: Arc::clone(frame), permit });
         true
     }
@@ -330,7 +332,9 @@ impl Router {
     /// The message, if the inbox has too much.
     pub fn try_publish(&self, mut publish: Box<ForwardedPublish>) -> Result<(), Box<ForwardedPublish>> {
         let Some(link) = self.links.get(publish.info.home) else { return Ok(()) };
-        match Arc::clone(&link.publish_credit).try_acquire_many_owned(credit(publish.content.len())) {
+        match Arc::clone(&link.publish_credit)
+            .try_acquire_many_owned(credit(publish.content.len(), PUBLISH_CREDIT_KIB))
+        {
             Ok(permit) => {
                 publish.permit = Some(permit);
                 self.send(publish.info.home, ToWorker::Publish(publish));
@@ -343,7 +347,7 @@ impl Router {
     /// Sends a publish as soon as there is credit: the publisher waits, and its socket fills.
     pub async fn publish(&self, mut publish: Box<ForwardedPublish>) {
         let Some(link) = self.links.get(publish.info.home) else { return };
-        let credit = credit(publish.content.len());
+        let credit = credit(publish.content.len(), PUBLISH_CREDIT_KIB);
         publish.permit = Arc::clone(&link.publish_credit).acquire_many_owned(credit).await.ok();
         self.send(publish.info.home, ToWorker::Publish(publish));
     }
@@ -362,6 +366,7 @@ impl Router {
                 // A worker that has ended has no patterns.
                 let _ = wait.await;
             }
+            self.directory(|directory| directory.note_announced(opened.info.id));
         }
         Ok(opened.info)
     }
@@ -382,6 +387,6 @@ impl Router {
     }
 }
 
-fn credit(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1 << 10).clamp(1, PUBLISH_CREDIT_KIB)).unwrap_or(u32::MAX)
+fn credit(bytes: usize, most_kib: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1 << 10).clamp(1, most_kib)).unwrap_or(u32::MAX)
 }
