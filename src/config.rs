@@ -57,6 +57,8 @@ settings! {
         /// From accept of the TCP connection to the first byte of the HTTP request; then the socket is closed. Shorter
         /// than `handshake_timeout`, since a socket that never says anything is no slow client.
         first_byte_timeout: Duration = Duration::from_secs(5), "ms", 1..=WEEK;
+        /// How long a socket may speak plain HTTP before it has to connect anew: one that asks and does not read must not stay.
+        plain_timeout: Duration = Duration::from_secs(120), "ms", 1..=WEEK;
         /// How long a connection may be without subscription and advertised channel before it is closed with 4408;
         /// zero is off.
         idle_timeout: Duration = Duration::from_secs(120), "ms", 0..=WEEK;

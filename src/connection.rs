@@ -80,6 +80,7 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(worker: Rc<Worker>, io: S, u
     let keepalive = RefCell::new(Keepalive::new(&config, now.at, fastrand::f64()));
     let watched = Rc::new(Watched { handle, keepalive, member });
     let place = worker.watch(Rc::clone(&watched));
+    let listed = Listed { worker: &worker, watched: &watched, place };
 
     let io = RefCell::new(io);
     let reason = {
@@ -92,29 +93,20 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(worker: Rc<Worker>, io: S, u
             reason = inbound.run(&io) => reason,
         }
     };
-    worker.unwatch(place);
-    finish(&worker, &watched, io, reason).await;
+    finish(listed, io, reason).await;
     let age = worker.now().at.saturating_duration_since(now.at);
     log_end(id, remote, reason, age, &watched);
 }
 
 /// The one exit: out of every list, the last words, the close frame, a bounded wait for the peer, the end of the socket.
-async fn finish<S: AsyncRead + AsyncWrite + Unpin>(
-    worker: &Worker,
-    watched: &Watched,
-    io: RefCell<S>,
-    reason: CloseReason,
-) {
+async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: RefCell<S>, reason: CloseReason) {
+    let (worker, watched) = (listed.worker, listed.watched);
     let handle = &watched.handle;
-    let now = worker.now();
     let goodbye = watched
         .member
         .filter(|_| reason == CloseReason::Drain)
         .map(|member| worker.hub.borrow().positions(member));
-    if let Some(member) = watched.member {
-        worker.hub.borrow_mut().remove_member(member, now);
-    }
-    worker.count_close(reason);
+    listed.leave(reason);
     if reason == CloseReason::PeerGone || handle.is_cut() {
         return;
     }
@@ -154,6 +146,34 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(
     };
     // A peer that does not take its leave in time is cut off.
     let _ = tokio::time::timeout(worker.config().server.close_timeout, farewell).await;
+}
+
+/// A connection in the worker's lists. However its task ends, also by a panic, it leaves them: no ghost stays.
+struct Listed<'a> {
+    worker: &'a Worker,
+    watched: &'a Watched,
+    place: usize,
+}
+
+impl Listed<'_> {
+    fn leave(self, reason: CloseReason) {
+        self.remove(reason);
+        std::mem::forget(self);
+    }
+
+    fn remove(&self, reason: CloseReason) {
+        self.worker.unwatch(self.place);
+        if let Some(member) = self.watched.member {
+            self.worker.hub.borrow_mut().remove_member(member, self.worker.now());
+        }
+        self.worker.count_close(reason);
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        self.remove(CloseReason::Internal);
+    }
 }
 
 /// One line for each connection that ends.

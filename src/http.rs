@@ -17,12 +17,12 @@ use tokio::sync::oneshot;
 
 use crate::close::{CloseReason, Retry};
 use crate::connection::Wanted;
-use crate::hub::router::{Listing, ToWorker, WorkerReport};
+use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerReport};
 use crate::metrics::exposition::{self, Gauges};
 use crate::metrics::{HandshakeRefusal, WorkerMetrics, latency};
 use crate::pattern;
 use crate::wire::Codec;
-use crate::worker::{Shared, Worker};
+use crate::worker::{ConnectionSlot, EXPORTS_MAX, Shared, Worker};
 
 /// A response with its whole body.
 pub type Reply = Response<Full<Bytes>>;
@@ -40,6 +40,8 @@ pub enum Outcome {
         wanted: Wanted,
         /// Resolves to the socket.
         socket: UpgradeFut,
+        /// Its place among the connections.
+        slot: ConnectionSlot,
     },
 }
 
@@ -87,14 +89,18 @@ pub async fn answer(worker: &Rc<Worker>, mut request: Request<Incoming>) -> Outc
             render(shared, latency::LOG_CONTENT_TYPE, log).await
         }
         "/api/channels" => {
-            let mut channels = list(shared).await.channels;
-            channels.sort_by(|a, b| a.name.cmp(&b.name));
-            to_json(&serde_json::json!({ "channels": channels }))
+            let rows = |mut all: Listing| {
+                all.channels.sort_by(|a, b| a.name.cmp(&b.name));
+                serde_json::to_vec(&Channels { channels: all.channels })
+            };
+            list(shared, rows).await
         }
         "/api/connections" => {
-            let mut connections = list(shared).await.connections;
-            connections.sort_by_key(|row| row.connection);
-            to_json(&serde_json::json!({ "connections": connections }))
+            let rows = |mut all: Listing| {
+                all.connections.sort_by_key(|row| row.connection);
+                serde_json::to_vec(&Connections { connections: all.connections })
+            };
+            list(shared, rows).await
         }
         "/" => text(StatusCode::OK, INDEX),
         _ => refusal(StatusCode::NOT_FOUND, "not_found", "no such page; GET / lists them"),
@@ -116,7 +122,7 @@ const INDEX: &str = "Tidewire
 /// The handshake of RFC 6455 section 4.2.1, strictly: what is let through here becomes a WebSocket.
 fn upgrade(worker: &Rc<Worker>, request: &mut Request<Incoming>) -> Outcome {
     match check_upgrade(worker, request) {
-        Ok(wanted) => accept(worker, request, wanted),
+        Ok((wanted, slot)) => accept(request, wanted, slot),
         Err(refused) => {
             let (reason, reply) = *refused;
             worker.hub.borrow_mut().metrics().counters.handshakes_refused[reason] += 1;
@@ -127,7 +133,7 @@ fn upgrade(worker: &Rc<Worker>, request: &mut Request<Incoming>) -> Outcome {
 
 type Refusal = Box<(HandshakeRefusal, Reply)>;
 
-fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<Wanted, Refusal> {
+fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<(Wanted, ConnectionSlot), Refusal> {
     use HandshakeRefusal as R;
     let bad =
         |message: &str| Box::new((R::BadRequest, refusal(StatusCode::BAD_REQUEST, "bad_request", message)));
@@ -168,17 +174,16 @@ fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<Wanted,
     if !worker.shared.ready.load(Ordering::Relaxed) {
         return Err(Box::new((R::Drain, unavailable("the server is shutting down", CloseReason::Drain))));
     }
-    if !worker.shared.try_take_slot() {
+    let Some(slot) = worker.shared.take_slot() else {
         let message = "the server has all the connections that it takes";
         return Err(Box::new((R::Capacity, unavailable(message, CloseReason::Capacity))));
-    }
-    Ok(wanted)
+    };
+    Ok((wanted, slot))
 }
 
-fn accept(worker: &Rc<Worker>, request: &mut Request<Incoming>, wanted: Wanted) -> Outcome {
+fn accept(request: &mut Request<Incoming>, wanted: Wanted, slot: ConnectionSlot) -> Outcome {
     let Ok((response, socket)) = fastwebsockets::upgrade::upgrade(&mut *request) else {
         // What it checks was checked before.
-        worker.shared.release_slot();
         return Outcome::Reply(refusal(StatusCode::BAD_REQUEST, "bad_request", "not a WebSocket handshake"));
     };
     let (mut parts, _) = response.into_parts();
@@ -189,7 +194,7 @@ fn accept(worker: &Rc<Worker>, request: &mut Request<Incoming>, wanted: Wanted) 
         let name = HeaderValue::from_static(codec.subprotocol());
         parts.headers.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
     }
-    Outcome::Upgrade { reply: Response::from_parts(parts, Full::default()), wanted, socket }
+    Outcome::Upgrade { reply: Response::from_parts(parts, Full::default()), wanted, socket, slot }
 }
 
 /// The header's value, if it is there once.
@@ -231,6 +236,8 @@ fn user(query: Option<&str>, worker: &Worker) -> Result<Option<Box<str>>, String
 
 /// The metrics of all workers together, and the gauges. The workers copy, another thread adds up: neither takes a worker long.
 pub async fn collect(shared: &Arc<Shared>) -> (Box<WorkerMetrics>, Gauges) {
+    // It is never closed.
+    let _turn = shared.exports.acquire().await;
     let buffer = || {
         let mut buffers = shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner);
         buffers.pop().unwrap_or_default()
@@ -262,7 +269,10 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         gauges.outbox_frames += outbox_frames as u64;
         let window = (shared.config.batch.window * widening).min(shared.config.batch.window_max);
         gauges.flush_window = gauges.flush_window.max(window);
-        shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        let mut buffers = shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        if buffers.len() < EXPORTS_MAX * shared.router.workers() {
+            buffers.push(worker);
+        }
     }
     (metrics, gauges)
 }
@@ -279,13 +289,33 @@ async fn render(
     reply(StatusCode::OK, content_type, body.unwrap_or_default())
 }
 
-async fn list(shared: &Shared) -> Listing {
-    let mut all = Listing::default();
-    for listing in ask(shared, ToWorker::List).await {
-        all.connections.extend(listing.connections);
-        all.channels.extend(listing.channels);
-    }
-    all
+#[derive(Serialize)]
+struct Channels {
+    channels: Vec<ChannelRow>,
+}
+
+#[derive(Serialize)]
+struct Connections {
+    connections: Vec<ConnectionRow>,
+}
+
+/// Lists what all workers have; sorts and writes it on another thread.
+async fn list(
+    shared: &Arc<Shared>,
+    write: impl FnOnce(Listing) -> serde_json::Result<Vec<u8>> + Send + 'static,
+) -> Reply {
+    let _turn = shared.exports.acquire().await;
+    let listings = ask(shared, ToWorker::List).await;
+    let write = move || {
+        let mut all = Listing::default();
+        for listing in listings {
+            all.connections.extend(listing.connections);
+            all.channels.extend(listing.channels);
+        }
+        // Rows of numbers and strings always serialize.
+        write(all).unwrap_or_default()
+    };
+    json(StatusCode::OK, tokio::task::spawn_blocking(write).await.unwrap_or_default())
 }
 
 /// Asks every worker, then waits for all: they answer side by side. One that has ended says nothing.
@@ -320,11 +350,6 @@ fn text(status: StatusCode, body: &'static str) -> Reply {
 
 fn json(status: StatusCode, body: impl Into<Bytes>) -> Reply {
     reply(status, "application/json", body)
-}
-
-fn to_json(value: &impl Serialize) -> Reply {
-    // Rows of numbers and strings always serialize.
-    json(StatusCode::OK, serde_json::to_vec(value).unwrap_or_default())
 }
 
 /// An answer that refuses, and says why.

@@ -28,7 +28,7 @@ use crate::metrics::Stage;
 use crate::metrics::latency::LOG_INTERVAL;
 use crate::publisher;
 use crate::worker::timer::Timer;
-use crate::worker::{Shared, TICK, Worker};
+use crate::worker::{ConnectionSlot, Shared, TICK, Worker};
 
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
@@ -174,6 +174,7 @@ async fn run_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> 
                     return Ok(());
                 }
                 let now = worker.now();
+                let more = received == MESSAGES_PER_TURN;
                 for message in messages.drain(..) {
                     match message {
                         ToWorker::Socket(socket) => {
@@ -190,6 +191,9 @@ async fn run_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> 
                     }
                 }
                 worker.poll_due(now);
+                if more {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -245,7 +249,7 @@ async fn serve_socket(worker: Rc<Worker>, plain_sockets: Rc<RefCell<usize>>, soc
 struct WebSocket {
     io: TcpStream,
     upgraded: Upgraded,
-    slot: Slot,
+    slot: ConnectionSlot,
 }
 
 /// Serves HTTP until the socket ends or becomes a WebSocket.
@@ -268,24 +272,35 @@ async fn serve_http(worker: &Rc<Worker>, socket: std::net::TcpStream) -> io::Res
         async move {
             Ok::<_, std::convert::Infallible>(match http::answer(&worker, request).await {
                 Outcome::Reply(reply) => reply,
-                Outcome::Upgrade { reply, wanted, socket } => {
-                    *outcome.borrow_mut() = Some((wanted, socket));
+                Outcome::Upgrade { reply, wanted, socket, slot } => {
+                    *outcome.borrow_mut() = Some((wanted, socket, slot));
                     reply
                 }
             })
         }
     });
     let head_timeout = limits.handshake_timeout.saturating_sub(opened.elapsed());
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .serve_connection(TokioIo::new(io), service)
-        .with_upgrades()
-        .await;
-    let Some((wanted, socket)) = outcome.take() else { return Ok(None) };
-    let slot = Slot { shared: Arc::clone(&worker.shared) };
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_timeout)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades()
+    );
+    let served = tokio::select! {
+        served = &mut connection => served,
+        // A peer that asks and does not read would keep its socket for ever.
+        () = tokio::time::sleep(limits.plain_timeout) => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(limits.handshake_timeout, connection).await {
+                Ok(served) => served,
+                Err(_) => return Ok(None),
+            }
+        }
+    };
+    let Some((wanted, socket, slot)) = outcome.take() else { return Ok(None) };
     served.map_err(io::Error::other)?;
     // Nothing has been read from the socket by its new owner, so nothing is lost on the way back to the bare stream.
     let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
@@ -305,17 +320,6 @@ struct Placed<'a> {
 impl Drop for Placed<'_> {
     fn drop(&mut self) {
         self.worker.shared.router.forget_connection(self.worker.index);
-    }
-}
-
-/// A slot of the connection limit, given back when the connection ends.
-struct Slot {
-    shared: Arc<Shared>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.shared.release_slot();
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slab::Slab;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::{Clock, Now};
 use crate::close::CloseReason;
@@ -31,6 +31,9 @@ use timer::Timer;
 /// Bytes that one read takes at the most. One buffer for all connections of a worker.
 pub const READ_BYTES_MAX: usize = 64 << 10;
 
+/// Exports (metrics, latency, lists) that run at a time.
+pub const EXPORTS_MAX: usize = 2;
+
 /// What all workers and the acceptor share. Touched by control, never by a sample.
 #[derive(Debug)]
 pub struct Shared {
@@ -45,7 +48,10 @@ pub struct Shared {
     /// Upgraded connections.
     pub connections: AtomicUsize,
     next_connection: AtomicU64,
-    /// Buffers for copies of workers' metrics, some MiB each; only the exports take this lock.
+    /// Turns of the exports: each copies some MiB of metrics, or lists every connection, so few run at a time and the rest
+    /// wait.
+    pub exports: Semaphore,
+    /// Buffers for copies of workers' metrics, as many as [`EXPORTS_MAX`] exports need; only they take this lock.
     pub metrics_buffers: std::sync::Mutex<Vec<Box<WorkerMetrics>>>,
     /// The intervals of `/api/latency.hlog`; only the exports take this lock.
     pub latency_log: std::sync::Mutex<LatencyLog>,
@@ -63,28 +69,37 @@ impl Shared {
             ready: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
+            exports: Semaphore::new(EXPORTS_MAX),
             metrics_buffers: std::sync::Mutex::new(Vec::new()),
             latency_log: std::sync::Mutex::new(LatencyLog::new(clock.now())),
         }
     }
 
     /// Takes a slot for a connection, if there is one.
-    pub fn try_take_slot(&self) -> bool {
+    #[must_use]
+    pub fn take_slot(self: &Arc<Self>) -> Option<ConnectionSlot> {
         let most = self.config.server.connections_max;
         let taken = self
             .connections
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then_some(now + 1));
-        taken.is_ok()
-    }
-
-    /// Gives a slot back.
-    pub fn release_slot(&self) {
-        self.connections.fetch_sub(1, Ordering::AcqRel);
+        taken.is_ok().then(|| ConnectionSlot { shared: Arc::clone(self) })
     }
 
     /// A number that no other connection has.
     pub fn next_connection(&self) -> ConnectionId {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// One of `server.connections_max`; given back when it is dropped.
+#[derive(Debug)]
+pub struct ConnectionSlot {
+    shared: Arc<Shared>,
+}
+
+impl Drop for ConnectionSlot {
+    fn drop(&mut self) {
+        self.shared.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

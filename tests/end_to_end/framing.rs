@@ -214,6 +214,42 @@ fn a_dribble_is_ended() {
 }
 
 #[test]
+fn pings_do_not_prolong_a_message() {
+    /// Far more round trips than there are in the time that a message has.
+    const PINGS_MAX: usize = 1_000_000;
+    let server = TestServer::start(|config| config.inbound.message_timeout = Duration::from_millis(200));
+    let mut peer = Peer::upgraded(server.address, "/echo");
+    peer.write(&masked(0x01, b"never whole"));
+    let end = (0..PINGS_MAX).find_map(|_| {
+        // The socket may be closed by now.
+        let _ = peer.try_write(&masked(0x89, b""));
+        match peer.message() {
+            Message::Pong(_) => None,
+            end => Some(end),
+        }
+    });
+    assert!(matches!(end, Some(Message::Close(Some(1008), _))), "{end:?}");
+}
+
+#[test]
+fn who_asks_for_pages_and_does_not_read_is_ended() {
+    let server = Process::start(&[
+        "server.plain_timeout_ms=300",
+        "server.first_byte_timeout_ms=200",
+        "server.handshake_timeout_ms=300",
+    ]);
+    metric(server.address, "tidewire_connections");
+    let base = server.descriptors();
+    let mut peers: Vec<_> = (0..3).map(|_| Peer::connect_small(server.address)).collect();
+    for peer in &mut peers {
+        peer.write("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200).as_bytes());
+    }
+    wait_for("the sockets", || (server.descriptors() > base).then_some(()));
+    wait_for("the descriptors", || (server.descriptors() <= base).then_some(()));
+    drop(peers);
+}
+
+#[test]
 fn who_needs_nothing_for_long_is_closed() {
     let server = TestServer::start(|config| config.server.idle_timeout = Duration::from_millis(200));
     let mut busy = server.client();
