@@ -29,11 +29,12 @@ pub struct Keepalive {
 }
 
 impl Keepalive {
-    /// A connection that begins now. `phase` (0 to 1) spreads the pings of connections that began together.
+    /// A connection that begins now. `phase` (0 to 1) spreads the pings of connections that began together over the second
+    /// half of the first interval: a short connection is not pinged at all.
     #[must_use]
     pub fn new(config: &Config, now: Instant, phase: f64) -> Self {
         Self {
-            ping_at: now + config.server.ping_interval.mul_f64(phase.clamp(0.0, 1.0)),
+            ping_at: now + config.server.ping_interval.mul_f64(0.5 + phase.clamp(0.0, 1.0) / 2.0),
             pong_due: None,
             message_since: None,
             blocked_since: None,
@@ -134,9 +135,12 @@ mod tests {
     fn any_byte_is_a_sign_of_life() {
         let (config, start) = (Config::default(), Instant::now());
         let mut keepalive = Keepalive::new(&config, start, 0.0);
-        assert_eq!(polled(&mut keepalive, false, start), [Due::Ping]);
-        keepalive.note_read(false, start);
-        let later = start + config.server.pong_timeout;
+        let first = start + config.server.ping_interval / 2;
+        let early = first - Duration::from_millis(1);
+        assert!(!polled(&mut keepalive, false, early).contains(&Due::Ping));
+        assert!(polled(&mut keepalive, false, first).contains(&Due::Ping));
+        keepalive.note_read(false, first);
+        let later = first + config.server.pong_timeout;
         assert!(!polled(&mut keepalive, false, later).contains(&Due::Close(CloseReason::Silent)));
     }
 
