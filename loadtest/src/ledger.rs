@@ -16,16 +16,37 @@ pub(crate) struct Ledger {
     received: u64,
     announced: u64,
     irregular: u64,
+    /// Whether what is missing is announced: then only a notice accounts for it. Else a newer sequence does.
+    has_notices: bool,
+    /// The next frame says where the books begin.
+    opens_late: bool,
 }
 
 impl Ledger {
     /// Opens the books with what `subscribed` said.
     pub(crate) fn new(epoch: u32, first: u64) -> Self {
-        Self { epoch, first, next: first, received: 0, announced: 0, irregular: 0 }
+        Self {
+            epoch,
+            first,
+            next: first,
+            received: 0,
+            announced: 0,
+            irregular: 0,
+            has_notices: true,
+            opens_late: false,
+        }
+    }
+
+    /// Books about a server that announces nothing, in epoch 0: from sequence 1, or from the first that comes.
+    pub(crate) fn without_notices(opens_late: bool) -> Self {
+        Self { has_notices: false, opens_late, ..Self::new(0, 1) }
     }
 
     /// A frame with `count` samples, the first of sequence `first`, the last of `last`.
     pub(crate) fn on_frame(&mut self, epoch: u32, first: u64, last: u64, count: u64) {
+        if self.opens_late {
+            (self.first, self.next, self.opens_late) = (first, first, false);
+        }
         let fits = last >= first && count <= last - first + 1 && count > 0;
         if epoch != self.epoch || first < self.next || !fits {
             // Out of order, repeated, or of another life: not counted as received, so the sum shows it as lost too.
@@ -41,9 +62,9 @@ impl Ledger {
         self.announced += count;
     }
 
-    /// Samples received or announced: how far this subscriber has come.
+    /// How far this subscriber has come: samples received or announced, or without notices those up to the newest.
     pub(crate) fn progress(&self) -> u64 {
-        self.received + self.announced
+        if self.has_notices { self.received + self.announced } else { self.next - self.first }
     }
 
     /// Whether everything up to and including sequence `head` has come or has been announced.
@@ -54,7 +75,7 @@ impl Ledger {
     /// Closes the books: `head` is the newest sequence of the channel.
     pub(crate) fn close(&self, head: u64) -> Account {
         let published = self.published(head);
-        let accounted = self.progress();
+        let accounted = self.received + self.announced;
         Account {
             published,
             received: self.received,
@@ -66,6 +87,9 @@ impl Ledger {
     }
 
     fn published(&self, head: u64) -> u64 {
+        if self.opens_late {
+            return 0;
+        }
         (head + 1).saturating_sub(self.first)
     }
 }
@@ -150,6 +174,26 @@ mod tests {
             assert_eq!(account.is_exact(), expected[2..] == [0, 0, 0], "{name}");
             assert_eq!(ledger.is_settled(head), account.unannounced == 0, "{name}");
         }
+    }
+
+    #[test]
+    fn without_notices_a_newer_sequence_accounts_for_what_is_missing() {
+        let mut ledger = Ledger::without_notices(false);
+        ledger.on_frame(0, 1, 1, 1);
+        ledger.on_frame(0, 4, 4, 1);
+        assert_eq!((ledger.progress(), ledger.is_settled(4), ledger.is_settled(5)), (4, true, false));
+        assert_eq!(
+            ledger.close(5),
+            Account { published: 5, received: 2, unannounced: 3, ..Account::default() }
+        );
+        let mut late = Ledger::without_notices(true);
+        assert_eq!((late.close(9), late.is_settled(9)), (Account::default(), true));
+        late.on_frame(0, 7, 7, 1);
+        late.on_frame(0, 9, 9, 1);
+        assert_eq!(
+            late.close(9),
+            Account { published: 3, received: 2, unannounced: 1, ..Account::default() }
+        );
     }
 
     proptest! {

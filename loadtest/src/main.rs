@@ -5,6 +5,7 @@ mod churn;
 mod clock;
 mod control;
 mod data;
+mod dialect;
 #[cfg(test)]
 mod fake;
 mod hlog;
@@ -35,6 +36,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::args::Args;
+use crate::dialect::Dialect;
 use crate::report::{Report, ServerInfo};
 use crate::run::{INTERRUPTED, Outcome, Target};
 use crate::scenario::{Disturbance, Scenario};
@@ -175,12 +177,23 @@ impl Source {
                 launch.settings = server_settings(scenario);
                 let server = launch.start()?;
                 let endpoint = Endpoint::parse(&server.url).map_err(|error| error.to_string())?;
-                let target = Target { endpoint, server_pid: Some(server.pid()), reader_threads };
+                let target = Target {
+                    endpoint,
+                    dialect: Dialect::Tidewire,
+                    server_pid: Some(server.pid()),
+                    reader_threads,
+                };
                 Ok((target, Some(server)))
             }
-            Self::Running { endpoint, pid, .. } => {
-                Ok((Target { endpoint: endpoint.clone(), server_pid: *pid, reader_threads }, None))
-            }
+            Self::Running { endpoint, pid, .. } => Ok((
+                Target {
+                    endpoint: endpoint.clone(),
+                    dialect: Dialect::Tidewire,
+                    server_pid: *pid,
+                    reader_threads,
+                },
+                None,
+            )),
         }
     }
 

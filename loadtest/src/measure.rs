@@ -107,6 +107,8 @@ pub(crate) struct Recorder {
     open: Vec<Histogram<u64>>,
     interval_from_ns: u64,
     intervals: SyncSender<Interval>,
+    /// Of the messages of a read, one is recorded and all are counted.
+    sparse: bool,
     /// Of the message being read.
     arrival_ns: u64,
     runs: Vec<Run>,
@@ -121,8 +123,27 @@ impl Recorder {
             open: windows.iter().map(|_| histogram()).collect(),
             interval_from_ns: now_ns,
             intervals,
+            sparse: false,
             arrival_ns: now_ns,
             runs: Vec::new(),
+        }
+    }
+
+    /// Counts every sample, but records the latency of one in each read: for closed loops, whose latency is a queue's, and
+    /// in which tens of millions of samples a second may come.
+    pub(crate) fn sparse(self) -> Self {
+        Self { sparse: true, ..self }
+    }
+
+    /// Whether not every sample need be recorded.
+    pub(crate) fn is_sparse(&self) -> bool {
+        self.sparse
+    }
+
+    /// So many samples have arrived.
+    pub(crate) fn count(&mut self, samples: u64) {
+        if let Some(window) = window_of(&self.windows, self.arrival_ns) {
+            self.seen[window].arrived += samples;
         }
     }
 
@@ -147,9 +168,7 @@ impl Recorder {
 
     /// A frame has been read.
     pub(crate) fn end_frame(&mut self, head: &FrameHead) {
-        if let Some(window) = window_of(&self.windows, self.arrival_ns) {
-            self.seen[window].arrived += head.count;
-        }
+        self.count(head.count);
         for run in self.runs.drain(..) {
             let Some(window) = window_of(&self.windows, run.source_ns) else { continue };
             let Stages { to_received, batch_wait, delivery } = &mut self.seen[window].stages;

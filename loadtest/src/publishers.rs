@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 use crate::clock::nanos;
 use crate::control::{Channel, Event, Request};
 use crate::data::Template;
+use crate::dialect::{Dialect, Outgoing};
 use crate::measure::{Window, histogram, window_of};
 use crate::pacer::{Pacer, QUANTUM_NS};
 use crate::poll::Poll;
@@ -42,8 +43,7 @@ const LAST: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Publisher {
     connection: Connection,
-    template: Template,
-    last: Template,
+    messages: Messages,
     channel: Channel,
     samples_per_message: u64,
     /// Samples handed to the connection.
@@ -53,16 +53,44 @@ pub(crate) struct Publisher {
     ended: Option<String>,
 }
 
+/// What a publisher sends.
+#[derive(Debug)]
+enum Messages {
+    /// To Tidewire: the usual message, and the last one, which is acknowledged.
+    Tidewire { template: Template, last: Template },
+    /// To another server, which acknowledges nothing.
+    Peer(Outgoing),
+}
+
 impl Publisher {
-    /// Connects and advertises; blocks until the server has answered.
+    /// Connects as publisher number `index` and advertises; blocks until the server has answered.
     pub(crate) fn open(
         endpoint: &Endpoint,
-        channel: &str,
+        dialect: Dialect,
+        (index, channel): (u32, &str),
         samples_per_message: u32,
         payload_bytes: usize,
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
-        let mut connection = Connection::open(endpoint, SUBPROTOCOL, None)?;
+        let started = |connection, messages, channel| Self {
+            connection,
+            messages,
+            channel,
+            samples_per_message: u64::from(samples_per_message),
+            sent: 0,
+            head: None,
+            ended: None,
+        };
+        if dialect != Dialect::Tidewire {
+            let (connection, outgoing) =
+                Outgoing::open(dialect, endpoint, index, samples_per_message, payload_bytes, buffer)?;
+            return Ok(started(
+                connection,
+                Messages::Peer(outgoing),
+                Channel { channel: index, epoch: 0, seq: 1 },
+            ));
+        }
+        let mut connection = Connection::open(endpoint, Some(SUBPROTOCOL), None)?;
         connection.send_text(&Request::Advertise { id: 1, channel }.to_json())?;
         let channel = connection.wait_for(buffer, |message| match event(message)? {
             Some(Event::Advertised(channel)) => Ok(Some(channel)),
@@ -72,16 +100,7 @@ impl Publisher {
             _ => Ok(None),
         })?;
         let template = |ack| Template::new(channel.channel, samples_per_message, payload_bytes, ack);
-        Ok(Self {
-            connection,
-            template: template(0),
-            last: template(LAST),
-            channel,
-            samples_per_message: u64::from(samples_per_message),
-            sent: 0,
-            head: None,
-            ended: None,
-        })
+        Ok(started(connection, Messages::Tidewire { template: template(0), last: template(LAST) }, channel))
     }
 
     /// Whether the schedule has to wait for this one's socket.
@@ -94,9 +113,18 @@ impl Publisher {
         if self.ended.is_some() {
             return false;
         }
-        let template = match which {
-            Which::Ordinary => &self.template,
-            Which::Last => &self.last,
+        let template = match (&mut self.messages, which) {
+            (Messages::Tidewire { template, .. }, Which::Ordinary) => template,
+            (Messages::Tidewire { last, .. }, Which::Last) => last,
+            (Messages::Peer(outgoing), Which::Ordinary) => {
+                outgoing.queue(source_ns, &mut self.connection);
+                self.sent += self.samples_per_message;
+                return true;
+            }
+            (Messages::Peer(outgoing), Which::Last) => {
+                self.head = Some(outgoing.head());
+                return true;
+            }
         };
         self.connection.queue(Opcode::Binary, template.len(), |out| template.write(source_ns, out));
         self.sent += self.samples_per_message;
@@ -112,6 +140,9 @@ impl Publisher {
     }
 
     fn read(&mut self, buffer: &mut [u8], refusals: &mut BTreeMap<String, u64>) -> Result<(), Ended> {
+        if let Messages::Peer(outgoing) = &mut self.messages {
+            return self.connection.read_bytes(buffer, |bytes, out| outgoing.take(bytes, out)).map(drop);
+        }
         let head = &mut self.head;
         self.connection
             .read(buffer, |message| {
@@ -347,7 +378,8 @@ impl Fleet<'_> {
         }
         loop {
             let now_ns = self.now_ns();
-            let left = |it: &&Publisher| it.ended.is_none() && it.head.is_none();
+            let left =
+                |it: &&Publisher| it.ended.is_none() && (it.head.is_none() || it.connection.unsent() > 0);
             let before = self.publishers.iter().filter(left).count();
             if before == 0 || self.is_over() || now_ns - quiet_from >= nanos(QUIET) {
                 return Ok(());

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 
 use crate::churn::{self, Churned};
 use crate::clock::{Clock, nanos};
+use crate::dialect::Dialect;
 use crate::ledger::Account;
 use crate::measure::{Interval, Recorder, Seen, Window, histogram};
 use crate::proc::{self, Load as CpuLoad, Machine, Memory, Usage, own_pid};
@@ -44,6 +45,8 @@ const REASONS_SHOWN_MAX: usize = 3;
 pub(crate) struct Target {
     /// The server.
     pub endpoint: Endpoint,
+    /// What it speaks.
+    pub dialect: Dialect,
     /// Its process, if it is on this machine and known.
     pub server_pid: Option<u32>,
     /// Threads that read subscribers.
@@ -146,12 +149,19 @@ impl Fleet {
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let endpoint = &target.endpoint;
         let mut publishers = Vec::with_capacity(scenario.publishers);
-        for index in 0..scenario.publishers {
+        let count = u32::try_from(scenario.publishers).map_err(|error| error.to_string())?;
+        for index in 0..count {
             let name = format!("{prefix}.{index}");
             let Scenario { samples_per_message, payload_bytes, .. } = *scenario;
-            let publisher = Publisher::open(endpoint, &name, samples_per_message, payload_bytes, &mut buffer)
-                .map_err(|why| format!("publisher {} of {}: {why}", index + 1, scenario.publishers))?;
-            publishers.push(publisher);
+            let publisher = Publisher::open(
+                endpoint,
+                target.dialect,
+                (index, &name),
+                samples_per_message,
+                payload_bytes,
+                &mut buffer,
+            );
+            publishers.push(publisher.map_err(|why| format!("publisher {} of {count}: {why}", index + 1))?);
         }
         let channel = match scenario.publishers {
             1 => format!("{prefix}.0"),
@@ -161,6 +171,9 @@ impl Fleet {
             policy: scenario.policy,
             max_delay_ms: scenario.max_delay_ms,
             receive_buffer_bytes: None,
+            dialect: target.dialect,
+            publishers: count,
+            joins_late: false,
         };
         let mut subscribers = Vec::with_capacity(scenario.subscribers);
         for index in 0..scenario.subscribers {
@@ -194,6 +207,7 @@ impl Fleet {
             let mine: Vec<Subscriber> = subscribers.drain(..share).collect();
             let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
             let recorder = Recorder::new(&windows, clock.now_ns(), sender.clone());
+            let recorder = if paced { recorder.sparse() } else { recorder };
             readers.push(spawn(format!("reader-{thread}"), move || {
                 read_all(mine, &shared, recorder, &progress[thread], paced)
             })?);
@@ -293,8 +307,11 @@ impl Running {
         for (phase, window) in self.windows.clone().into_iter().enumerate() {
             let label = scenario.label(phase);
             if phase > 0 && scenario.disturbance == Disturbance::Stalled {
-                let options =
-                    Options { receive_buffer_bytes: Some(STALLED_RECEIVE_BUFFER_BYTES), ..self.options };
+                let options = Options {
+                    receive_buffer_bytes: Some(STALLED_RECEIVE_BUFFER_BYTES),
+                    joins_late: true,
+                    ..self.options
+                };
                 let mut buffer = vec![0; READ_BUFFER_BYTES];
                 let stalled = Subscriber::open(&target.endpoint, &self.channel, options, &mut buffer)
                     .map_err(|why| format!("the stalled subscriber: {why}"))?;
@@ -522,7 +539,7 @@ mod tests {
 
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
         let endpoint = Endpoint::parse(&serve(fault)).unwrap();
-        let target = Target { endpoint, server_pid: None, reader_threads: 2 };
+        let target = Target { endpoint, dialect: Dialect::Tidewire, server_pid: None, reader_threads: 2 };
         run(&scenario, &target, &AtomicBool::new(false), &mut |_, _| ()).unwrap()
     }
 
@@ -592,7 +609,7 @@ mod tests {
     #[test]
     fn an_interrupted_run_ends() {
         let endpoint = Endpoint::parse(&serve(Fault::Sound)).unwrap();
-        let target = Target { endpoint, server_pid: None, reader_threads: 1 };
+        let target = Target { endpoint, dialect: Dialect::Tidewire, server_pid: None, reader_threads: 1 };
         let interrupted = AtomicBool::new(false);
         let mut on_progress =
             |at: Duration, _: &str| interrupted.store(at > Duration::ZERO, Ordering::Relaxed);

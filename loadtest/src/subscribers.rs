@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::clock::{Clock, nanos};
 use crate::control::{Event, Request};
 use crate::data::{FrameHead, read_frame};
+use crate::dialect::{Dialect, Peer};
 use crate::ledger::{Account, Ledger};
 use crate::measure::{Recorder, Seen};
 use crate::poll::Poll;
@@ -37,6 +38,13 @@ pub(crate) struct Options {
     pub max_delay_ms: Option<u32>,
     /// `SO_RCVBUF`.
     pub receive_buffer_bytes: Option<usize>,
+    /// What the server speaks.
+    pub dialect: Dialect,
+    /// Publishers of a server other than Tidewire: it does not say which there are.
+    pub publishers: u32,
+    /// Subscribed while something is published: where the server does not say with which sequence its stream begins, the
+    /// first one that comes counts.
+    pub joins_late: bool,
 }
 
 /// One subscriber.
@@ -44,6 +52,8 @@ pub(crate) struct Options {
 pub(crate) struct Subscriber {
     connection: Connection,
     books: Books,
+    /// The conversation, with a server other than Tidewire.
+    peer: Option<Peer>,
 }
 
 /// The books of one subscriber: a ledger for each channel.
@@ -65,7 +75,10 @@ impl Subscriber {
         options: Options,
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
-        let mut connection = Connection::open(endpoint, SUBPROTOCOL, options.receive_buffer_bytes)?;
+        if options.dialect != Dialect::Tidewire {
+            return Self::open_peer(endpoint, options, buffer);
+        }
+        let mut connection = Connection::open(endpoint, Some(SUBPROTOCOL), options.receive_buffer_bytes)?;
         let Options { policy, max_delay_ms, .. } = options;
         connection.send_text(&Request::Subscribe { id: 1, channel, policy, max_delay_ms }.to_json())?;
         let mut books = Books::default();
@@ -74,7 +87,16 @@ impl Subscriber {
             books.on_message(message, None)?;
             Ok(books.subscribed.then_some(()))
         })?;
-        Ok(Self { connection, books })
+        Ok(Self { connection, books, peer: None })
+    }
+
+    fn open_peer(endpoint: &Endpoint, options: Options, buffer: &mut [u8]) -> Result<Self, Ended> {
+        let Options { dialect, receive_buffer_bytes, publishers, joins_late, .. } = options;
+        let ledgers = (0..publishers).map(|publisher| (publisher, Ledger::without_notices(joins_late)));
+        let mut books = Books { ledgers: ledgers.collect(), ..Books::default() };
+        let (connection, peer) =
+            Peer::subscribe(dialect, endpoint, receive_buffer_bytes, &mut books.ledgers, buffer)?;
+        Ok(Self { connection, books, peer: Some(peer) })
     }
 
     /// Records the parts of the latency from this one's frames.
@@ -86,11 +108,14 @@ impl Subscriber {
     pub(crate) fn leave(mut self) -> io::Result<()> {
         /// RFC 6455, section 7.4.1: normal closure.
         const NORMAL: [u8; 2] = 1000u16.to_be_bytes();
+        if self.peer.as_ref().is_some_and(Peer::is_bare) {
+            return Ok(());
+        }
         self.connection.queue(Opcode::Close, NORMAL.len(), |out| out.copy_from_slice(&NORMAL));
         self.connection.flush()
     }
 
-    /// Samples received or announced as lost, on all channels.
+    /// How far it has come, over all channels.
     fn progress(&self) -> u64 {
         self.books.ledgers.iter().map(|(_, ledger)| ledger.progress()).sum()
     }
@@ -118,8 +143,13 @@ impl Subscriber {
         self.connection.stream.set_read_timeout(Some(TURN))?;
         let mut quiet_from = clock.now_ns();
         while !self.is_settled(heads) && clock.now_ns() - quiet_from < nanos(QUIET) {
-            let books = &mut self.books;
-            if self.connection.read(buffer, |message| books.on_message(message, None))? != Progress::Idle {
+            let Self { connection, books, peer } = self;
+            let read = match peer {
+                None => connection.read(buffer, |message| books.on_message(message, None)),
+                Some(peer) => connection
+                    .read_bytes(buffer, |bytes, out| peer.take(bytes, out, &mut books.ledgers, None)),
+            };
+            if read? != Progress::Idle {
                 quiet_from = clock.now_ns();
             }
         }
@@ -127,9 +157,15 @@ impl Subscriber {
     }
 
     fn read(&mut self, buffer: &mut [u8], clock: Clock, recorder: &mut Recorder) -> Result<Progress, Ended> {
-        let books = &mut self.books;
+        let Self { connection, books, peer } = self;
+        if let Some(peer) = peer {
+            return connection.read_bytes(buffer, |bytes, out| {
+                recorder.set_arrival(clock.now_ns());
+                peer.take(bytes, out, &mut books.ledgers, Some(recorder))
+            });
+        }
         let mut arrived = false;
-        self.connection.read(buffer, |message| {
+        connection.read(buffer, |message| {
             // One reading of the clock for all messages of a read: they arrived together.
             if !std::mem::replace(&mut arrived, true) {
                 recorder.set_arrival(clock.now_ns());

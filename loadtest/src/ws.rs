@@ -226,9 +226,16 @@ impl Connection {
     /// Connects and shakes hands. `receive_buffer_bytes` sets `SO_RCVBUF`, before the connect as it must be.
     pub(crate) fn open(
         endpoint: &Endpoint,
-        subprotocol: &str,
+        subprotocol: Option<&str>,
         receive_buffer_bytes: Option<usize>,
     ) -> Result<Self, Ended> {
+        let mut connection = Self::connect(endpoint, receive_buffer_bytes)?;
+        connection.carry = handshake::perform(&mut connection.stream, endpoint, subprotocol)?;
+        Ok(connection)
+    }
+
+    /// Connects only: what is said on the stream is the caller's.
+    pub(crate) fn connect(endpoint: &Endpoint, receive_buffer_bytes: Option<usize>) -> Result<Self, Ended> {
         let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
         if let Some(bytes) = receive_buffer_bytes {
             socket.set_recv_buffer_size(bytes)?;
@@ -237,9 +244,7 @@ impl Connection {
         socket.set_tcp_nodelay(true)?;
         socket.set_read_timeout(Some(SETUP_TIMEOUT))?;
         socket.set_write_timeout(Some(SETUP_TIMEOUT))?;
-        let mut stream = TcpStream::from(socket);
-        let carry = handshake::perform(&mut stream, endpoint, subprotocol)?;
-        Ok(Self { stream, carry, outgoing: Vec::new(), written: 0 })
+        Ok(Self { stream: socket.into(), carry: Vec::new(), outgoing: Vec::new(), written: 0 })
     }
 
     /// From here on reads and writes return at once.
@@ -256,6 +261,11 @@ impl Connection {
     /// Queues a message; [`flush`](Self::flush) sends.
     pub(crate) fn queue(&mut self, opcode: Opcode, length: usize, fill: impl FnOnce(&mut [u8])) {
         write_frame(&mut self.outgoing, opcode, length, fastrand::u32(..), fill);
+    }
+
+    /// Queues bytes as they are, without a frame.
+    pub(crate) fn queue_bytes(&mut self, bytes: &[u8]) {
+        self.outgoing.extend_from_slice(bytes);
     }
 
     /// Bytes that wait for the socket.
@@ -286,6 +296,16 @@ impl Connection {
         buffer: &mut [u8],
         mut on: impl FnMut(Message<'_>) -> Result<(), Ended>,
     ) -> Result<Progress, Ended> {
+        self.read_bytes(buffer, |bytes, out| take_messages(bytes, out, &mut on))
+    }
+
+    /// Reads once and hands the bytes to `take`, behind those that it left the last time. It returns how many it has used,
+    /// all but the beginning of a message; what it appends to its second argument is sent.
+    pub(crate) fn read_bytes(
+        &mut self,
+        buffer: &mut [u8],
+        take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
+    ) -> Result<Progress, Ended> {
         let kept = self.carry.len();
         let count = match self.stream.read(&mut buffer[kept..]) {
             Ok(0) => return Err(Ended::EndOfStream),
@@ -297,20 +317,31 @@ impl Connection {
         };
         buffer[..kept].copy_from_slice(&self.carry);
         self.carry.clear();
-        let bytes = &buffer[..kept + count];
-        let used = self.take_messages(bytes, &mut on)?;
-        self.carry.extend_from_slice(&bytes[used..]);
+        self.take_from(&buffer[..kept + count], take)?;
         Ok(Progress::Read(count))
     }
 
-    /// Like [`read`](Self::read) for what came with an earlier read, such as behind the handshake.
-    pub(crate) fn read_carry(
+    /// Like [`read_bytes`](Self::read_bytes) for what came with an earlier read, such as behind the handshake.
+    pub(crate) fn carried_bytes(
         &mut self,
-        mut on: impl FnMut(Message<'_>) -> Result<(), Ended>,
+        take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
     ) -> Result<(), Ended> {
         let bytes = std::mem::take(&mut self.carry);
-        let used = self.take_messages(&bytes, &mut on)?;
-        self.carry.extend_from_slice(&bytes[used..]);
+        self.take_from(&bytes, take)
+    }
+
+    fn take_from(
+        &mut self,
+        bytes: &[u8],
+        take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
+    ) -> Result<(), Ended> {
+        let unsent = self.outgoing.len();
+        let used = take(bytes, &mut self.outgoing);
+        // A ping in front of what ends the connection is answered too.
+        if self.outgoing.len() > unsent {
+            self.flush()?;
+        }
+        self.carry.extend_from_slice(&bytes[used?..]);
         Ok(())
     }
 
@@ -329,7 +360,7 @@ impl Connection {
             }
             Ok(())
         };
-        self.read_carry(&mut on)?;
+        self.carried_bytes(|bytes, out| take_messages(bytes, out, &mut on))?;
         loop {
             if let Some(value) = found {
                 return Ok(value);
@@ -346,28 +377,37 @@ impl Connection {
             self.read(buffer, &mut on)?;
         }
     }
+}
 
-    /// Length of the messages taken.
-    fn take_messages(
-        &mut self,
-        bytes: &[u8],
-        on: &mut impl FnMut(Message<'_>) -> Result<(), Ended>,
-    ) -> Result<usize, Ended> {
-        let mut used = 0;
-        while let Some((message, length)) = parse(&bytes[used..])? {
-            used += length;
-            match message.opcode {
-                Opcode::Text | Opcode::Binary => on(message)?,
-                Opcode::Ping => {
-                    let payload = message.payload;
-                    self.queue(Opcode::Pong, payload.len(), |out| out.copy_from_slice(payload));
-                    self.flush()?;
-                }
-                Opcode::Pong => {}
-                Opcode::Close => return Err(closed(message.payload)),
-            }
+/// Length of the messages taken. What is to be answered is appended to `out`.
+fn take_messages(
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+    on: &mut impl FnMut(Message<'_>) -> Result<(), Ended>,
+) -> Result<usize, Ended> {
+    let mut used = 0;
+    while let Some((message, length)) = parse(&bytes[used..])? {
+        used += length;
+        match message.opcode {
+            Opcode::Text | Opcode::Binary => on(message)?,
+            Opcode::Ping | Opcode::Pong | Opcode::Close => answer(message, out)?,
         }
-        Ok(used)
+    }
+    Ok(used)
+}
+
+/// What a control message calls for: a ping is answered, a close is an error.
+pub(crate) fn answer(message: Message<'_>, out: &mut Vec<u8>) -> Result<(), Ended> {
+    match message.opcode {
+        Opcode::Ping => {
+            let payload = message.payload;
+            write_frame(out, Opcode::Pong, payload.len(), fastrand::u32(..), |out| {
+                out.copy_from_slice(payload)
+            });
+            Ok(())
+        }
+        Opcode::Close => Err(closed(message.payload)),
+        Opcode::Pong | Opcode::Text | Opcode::Binary => Ok(()),
     }
 }
 

@@ -49,19 +49,25 @@ impl Endpoint {
             with_port.to_socket_addrs()?.next().ok_or_else(|| invalid("has a host without address"))?;
         Ok(Self { address, host: authority.to_owned(), path: path.to_owned() })
     }
+
+    /// Another path of the same server.
+    pub(crate) fn with_path(&self, path: &str) -> Self {
+        Self { path: path.to_owned(), ..self.clone() }
+    }
 }
 
-/// Asks for the WebSocket and checks the answer. Returns what came behind it.
+/// Asks for the WebSocket, with the subprotocol if there is one, and checks the answer. Returns what came behind it.
 pub(super) fn perform(
     stream: &mut (impl Read + Write),
     endpoint: &Endpoint,
-    subprotocol: &str,
+    subprotocol: Option<&str>,
 ) -> Result<Vec<u8>, Ended> {
     let key = BASE64.encode(fastrand::u128(..).to_ne_bytes());
     let Endpoint { host, path, .. } = endpoint;
+    let offer = subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
+         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
     );
     stream.write_all(request.as_bytes())?;
     let (head, rest) = read_response(stream)?;
@@ -90,7 +96,7 @@ fn read_response(stream: &mut impl Read) -> Result<(String, Vec<u8>), Ended> {
 }
 
 /// RFC 6455, section 4.1, the list of what a client must check.
-fn check_response(head: &str, key: &str, subprotocol: &str) -> Result<(), String> {
+fn check_response(head: &str, key: &str, subprotocol: Option<&str>) -> Result<(), String> {
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap_or_default();
     let mut words = status.split(' ');
@@ -118,10 +124,10 @@ fn check_response(head: &str, key: &str, subprotocol: &str) -> Result<(), String
     if header("sec-websocket-extensions").is_some() {
         return Err("it chose an extension that nobody offered".into());
     }
-    match header("sec-websocket-protocol") {
-        Some(chosen) if chosen == subprotocol => Ok(()),
-        Some(chosen) => Err(format!("it chose the subprotocol \"{}\"", chosen.escape_debug())),
-        None => Err(format!("it does not speak {subprotocol}")),
+    match (header("sec-websocket-protocol"), subprotocol) {
+        (chosen, offered) if chosen == offered => Ok(()),
+        (Some(chosen), _) => Err(format!("it chose the subprotocol \"{}\"", chosen.escape_debug())),
+        (None, offered) => Err(format!("it does not speak {}", offered.unwrap_or_default())),
     }
 }
 
@@ -135,7 +141,10 @@ mod tests {
         let key = "dGhlIHNhbXBsZSBub25jZQ==";
         let good = "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n\
             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: tidewire.v1\r\n\r\n";
-        assert_eq!(check_response(good, key, "tidewire.v1"), Ok(()));
+        assert_eq!(check_response(good, key, Some("tidewire.v1")), Ok(()));
+        let none = good.replace("Sec-WebSocket-Protocol: tidewire.v1\r\n", "");
+        assert_eq!(check_response(&none, key, None), Ok(()));
+        assert!(check_response(good, key, None).unwrap_err().contains("chose the subprotocol"));
         let cases = [
             ("101 Switching Protocols", "503 Service Unavailable", "503"),
             ("upgrade: WebSocket", "upgrade: h2c", "Upgrade: websocket"),
@@ -146,7 +155,7 @@ mod tests {
             ("Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions: x\r\nSec-WebSocket-Protocol", "extension"),
         ];
         for (from, to, expected) in cases {
-            let refusal = check_response(&good.replace(from, to), key, "tidewire.v1").unwrap_err();
+            let refusal = check_response(&good.replace(from, to), key, Some("tidewire.v1")).unwrap_err();
             assert!(refusal.contains(expected), "{to}: {refusal}");
         }
     }
