@@ -176,7 +176,7 @@ step_endpoints() {
 
 step_load() {
   step_release
-  target/release/loadtest --duration 3 steady slow_reader
+  target/release/loadtest run --duration 3 steady slow_reader
 }
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -1,26 +1,67 @@
-//! The command line: what is run against what, and where results go.
+//! The command line: what is run against what, and where results go. Says what is wrong with it; does nothing.
 
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
-use crate::scenario::{self, Disturbance, Load, SELECTION, Scenario};
+use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario};
 
 /// Measures a Tidewire server. Open loop: messages are sent by a schedule, and latency counts from the scheduled instant.
 ///
-/// Without arguments it starts a server of its own on a free port, runs a 30-second selection of scenarios and prints one
-/// table. It ends with 1 if anything was lost that was not announced as a gap, with 3 if it could not run.
+/// Without a command it does `run`: it starts a server of its own on a free port, runs a 30-second selection of scenarios
+/// and prints one table.
 #[derive(Debug, Parser)]
 #[command(version)]
-pub(crate) struct Args {
-    /// Scenarios to run, or `all`; see --list. Default: a selection of 30 seconds
-    pub scenarios: Vec<String>,
-    /// Print the scenarios
-    #[arg(long)]
-    pub list: bool,
+pub(crate) struct Cli {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
 
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run scenarios and print a table
+    Run(Box<RunArgs>),
+    /// Print the scenarios that come with this program
+    Scenarios(ScenariosArgs),
+}
+
+/// Runs scenarios. It ends with 1 if anything was lost that was not announced as a gap, with 3 if it could not run.
+#[derive(Debug, Parser)]
+pub(crate) struct RunArgs {
+    /// Scenarios to run: names (see `loadtest scenarios`), `all`, or TOML files. Default: a selection of 30 seconds
+    pub scenarios: Vec<String>,
+    /// Run everything so many times, in turns, and report medians
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub repetitions: u32,
+    /// What configuration this is, in a few words: kept in the results
+    #[arg(long, value_name = "TEXT")]
+    pub label: Option<String>,
+
+    /// Against what
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// This process
+    #[command(flatten)]
+    pub generator: GeneratorArgs,
+    /// What to change in each scenario
+    #[command(flatten)]
+    pub changes: Changes,
+
+    /// Results as JSON
+    #[arg(long, value_name = "FILE", default_value = "loadtest-results.json", help_heading = "Results")]
+    pub json: PathBuf,
+    /// Latencies as an HdrHistogram interval log
+    #[arg(long, value_name = "FILE", default_value = "loadtest-results.hlog", help_heading = "Results")]
+    pub hlog: PathBuf,
+}
+
+/// The server that is measured.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ServerArgs {
     /// Use this running server instead of starting one: ws://HOST:PORT/ws
     #[arg(long, value_name = "URL", help_heading = "Server", conflicts_with_all = ["server_bin", "server_workers", "server_arg", "pin_server"])]
     pub url: Option<String>,
@@ -39,17 +80,29 @@ pub(crate) struct Args {
     /// Bind the server to this CPU
     #[arg(long, value_name = "CPU", help_heading = "Server")]
     pub pin_server: Option<usize>,
+}
+
+/// The generator itself.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct GeneratorArgs {
     /// Bind the generator to this CPU
     #[arg(long, value_name = "CPU", help_heading = "Generator")]
     pub pin_client: Option<usize>,
     /// Threads that read subscribers
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Generator")]
     pub reader_threads: usize,
+    /// Estimate how far the server's clock is ahead, as is done by itself when the server's address is not a loopback one
+    #[arg(long, help_heading = "Generator")]
+    pub estimate_clock: bool,
+}
 
+/// What the command line changes in scenarios.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Changes {
     /// Publishers, each with a channel of its own
     #[arg(long, value_name = "N", help_heading = "Scenario")]
     pub publishers: Option<usize>,
-    /// Subscribers, each to all channels
+    /// Healthy subscribers, each to all channels; of the first group where there are several
     #[arg(long, value_name = "N", help_heading = "Scenario")]
     pub subscribers: Option<usize>,
     /// Messages per second, all publishers together
@@ -61,7 +114,7 @@ pub(crate) struct Args {
     /// Samples in a message
     #[arg(long, value_name = "N", help_heading = "Scenario")]
     pub samples_per_message: Option<u32>,
-    /// Seconds measured. Default: 10, in the selection 4
+    /// Seconds measured, of each phase. Default: 10, in the selection 4
     #[arg(long, value_name = "S", value_parser = seconds, help_heading = "Scenario")]
     pub duration: Option<Duration>,
     /// Seconds before the measurement
@@ -70,121 +123,124 @@ pub(crate) struct Args {
     /// Connections per second that come and leave, in `churn`
     #[arg(long, value_name = "PER_S", help_heading = "Scenario")]
     pub churn: Option<NonZeroU64>,
-    /// Longest wait in a batch; 0 sends at once. Default: the server's flush window
+    /// Longest wait in a batch; 0 sends at once. Default: the scenario's, else the server's flush window
     #[arg(long, value_name = "MS", help_heading = "Delivery options")]
     pub max_delay_ms: Option<u32>,
+    /// Longest wait for a slow client. Default: the scenario's, else the server's
+    #[arg(long, value_name = "MS", help_heading = "Delivery options")]
+    pub max_age_ms: Option<u32>,
+    /// Most samples a second of each channel
+    #[arg(long, value_name = "HZ", help_heading = "Delivery options")]
+    pub max_rate_hz: Option<f64>,
     /// What overflow does
     #[arg(long, value_enum, help_heading = "Delivery options")]
     pub policy: Option<Policy>,
-    /// How data is encoded; this generator reads protobuf only so far
-    #[arg(long, value_enum, default_value_t = Codec::Protobuf, help_heading = "Delivery options")]
-    pub codec: Codec,
-
-    /// Results as JSON
-    #[arg(long, value_name = "FILE", default_value = "loadtest-results.json", help_heading = "Results")]
-    pub json: PathBuf,
-    /// Latencies as an HdrHistogram interval log
-    #[arg(long, value_name = "FILE", default_value = "loadtest-results.hlog", help_heading = "Results")]
-    pub hlog: PathBuf,
+    /// How data reaches subscribers
+    #[arg(long, value_enum, help_heading = "Delivery options")]
+    pub codec: Option<Codec>,
 }
 
-/// `policy` of a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum Policy {
-    /// The oldest waiting frame makes room
-    DropOldest,
-    /// The new frame is not taken
-    DropNewest,
-    /// Only the newest sample matters
-    Latest,
-    /// The connection ends
-    Disconnect,
-}
-
-impl Policy {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::DropOldest => "drop_oldest",
-            Self::DropNewest => "drop_newest",
-            Self::Latest => "latest",
-            Self::Disconnect => "disconnect",
-        }
-    }
-}
-
-/// The data codec of all connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Codec {
-    /// tidewire.v1
-    Protobuf,
-    /// tidewire.v1.msgpack
-    Msgpack,
-    /// tidewire.v1.json
-    Json,
+/// Prints scenarios.
+#[derive(Debug, Args)]
+pub(crate) struct ScenariosArgs {
+    /// Which; all if none is named
+    pub names: Vec<String>,
+    /// As a TOML file, to start one of your own from: loadtest scenarios steady --toml > mine.toml
+    #[arg(long)]
+    pub toml: bool,
 }
 
 /// Measured in the selection: with warm-ups, 30 seconds in all.
 const SELECTION_DURATION: Duration = Duration::from_secs(4);
 
-impl Args {
+/// Scenarios by name, `all`, or the path of a file. Without any the selection. The error names what is not there.
+pub(crate) fn find(wanted: &[String]) -> Result<Vec<Scenario>, String> {
+    if wanted.is_empty() {
+        let shorter =
+            |name| scenario::named(name).map(|it| Scenario { duration_s: SELECTION_DURATION, ..it });
+        return Ok(SELECTION.into_iter().filter_map(shorter).collect());
+    }
+    let mut found: Vec<Scenario> = Vec::new();
+    for name in wanted {
+        let path = Path::new(name);
+        if name == "all" {
+            found.extend(scenario::all());
+        } else if path.extension().is_some_and(|it| it == "toml") || name.contains('/') {
+            found.extend(scenario::file::read(path)?);
+        } else {
+            found.push(scenario::named(name).ok_or_else(|| {
+                format!(
+                    "there is no scenario {name:?}; `loadtest scenarios` prints them, and a file's name ends in .toml"
+                )
+            })?);
+        }
+    }
+    let twice =
+        found.iter().enumerate().find(|(at, it)| found[..*at].iter().any(|other| other.name == it.name));
+    match twice {
+        Some((_, scenario)) => Err(format!(
+            "scenario {:?} is there twice; give each its own name, or use --repetitions",
+            scenario.name
+        )),
+        None => Ok(found),
+    }
+}
+
+impl RunArgs {
     /// The scenarios, with what the flags change. The error names the flag.
     pub(crate) fn plan(&self) -> Result<Vec<Scenario>, String> {
-        if self.codec != Codec::Protobuf {
-            return Err("--codec: this generator reads protobuf only so far; use --codec protobuf".to_owned());
-        }
-        let scenarios = if self.scenarios.is_empty() {
-            let shorter =
-                |name| scenario::named(name).map(|it| Scenario { duration: SELECTION_DURATION, ..it });
-            SELECTION.into_iter().filter_map(shorter).collect()
-        } else if self.scenarios.iter().any(|name| name == "all") {
-            Vec::from(scenario::all())
-        } else {
-            let find = |name: &String| {
-                scenario::named(name)
-                    .ok_or_else(|| format!("there is no scenario {name:?}; --list prints them"))
-            };
-            self.scenarios.iter().map(find).collect::<Result<Vec<_>, _>>()?
-        };
-        scenarios
+        find(&self.scenarios)?
             .into_iter()
             .map(|scenario| {
-                let scenario = self.adapt(scenario);
+                let scenario = self.changes.apply(scenario);
                 scenario.check().map(|()| scenario)
             })
             .collect()
     }
+}
 
-    fn adapt(&self, mut scenario: Scenario) -> Scenario {
+impl Changes {
+    /// The scenario with these changes.
+    pub(crate) fn apply(&self, mut scenario: Scenario) -> Scenario {
         fn set<T: Copy>(field: &mut T, flag: Option<T>) {
             if let Some(value) = flag {
                 *field = value;
             }
         }
+        set(&mut scenario.duration_s, self.duration);
+        set(&mut scenario.warmup_s, self.warmup);
+        if self.duration.is_some() {
+            scenario.phases.iter_mut().for_each(|phase| phase.duration_s = None);
+        }
+        if let Kind::Accept { .. } = scenario.kind {
+            return scenario;
+        }
         set(&mut scenario.publishers, self.publishers);
-        set(&mut scenario.subscribers, self.subscribers);
-        set(&mut scenario.load, self.rate.map(Load::Scheduled));
+        set(&mut scenario.load, self.rate.map(|per_s| Load::Scheduled { per_s }));
         set(&mut scenario.payload_bytes, self.payload);
         set(&mut scenario.samples_per_message, self.samples_per_message);
-        set(&mut scenario.duration, self.duration);
-        set(&mut scenario.warmup, self.warmup);
-        if let Disturbance::Churn(per_s) = &mut scenario.disturbance {
+        if let Some(per_s) = &mut scenario.churn_per_s {
             set(per_s, self.churn);
         }
-        scenario.max_delay_ms = self.max_delay_ms;
-        scenario.policy = self.policy.map(Policy::label);
+        let healthy = |group: &&mut Group| group.behaviour == scenario::Behaviour::Healthy;
+        if let (Some(count), Some(group)) = (self.subscribers, scenario.groups.iter_mut().find(healthy)) {
+            group.count = count;
+        }
+        for group in &mut scenario.groups {
+            group.max_delay_ms = self.max_delay_ms.or(group.max_delay_ms);
+            group.max_age_ms = self.max_age_ms.or(group.max_age_ms);
+            group.max_rate_hz = self.max_rate_hz.or(group.max_rate_hz);
+            group.policy = self.policy.or(group.policy);
+            set(&mut group.codec, self.codec);
+        }
         scenario
     }
 }
 
 /// Seconds, with or without a fraction.
-fn seconds(text: &str) -> Result<Duration, String> {
-    /// A day: longer runs are typing errors.
-    const MAX: f64 = 86_400.0;
-    match text.trim_end_matches('s').parse::<f64>() {
-        Ok(seconds) if (0.0..=MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("want seconds from 0 to {MAX}, such as 4 or 0.5")),
-    }
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.trim_end_matches('s').parse().unwrap_or(f64::NAN);
+    scenario::from_seconds(seconds)
 }
 
 #[cfg(test)]
@@ -193,19 +249,23 @@ mod tests {
     use clap::CommandFactory as _;
 
     fn plan(arguments: &[&str]) -> Result<Vec<Scenario>, String> {
-        Args::try_parse_from([&["loadtest"], arguments].concat()).map_err(|it| it.to_string())?.plan()
+        let cli =
+            Cli::try_parse_from([&["loadtest", "run"], arguments].concat()).map_err(|it| it.to_string())?;
+        let Some(Command::Run(run)) = cli.command else { panic!("run") };
+        run.plan()
     }
 
     #[test]
     fn the_command_line_is_sound() {
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
     fn no_arguments_are_the_selection_of_30_seconds() {
         let plan = plan(&[]).unwrap();
-        assert_eq!(plan.iter().map(|it| it.name).collect::<Vec<_>>(), SELECTION);
+        assert_eq!(plan.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), SELECTION);
         assert_eq!(plan.iter().map(Scenario::total).sum::<Duration>(), Duration::from_secs(30));
+        assert!(Cli::try_parse_from(["loadtest"]).unwrap().command.is_none());
     }
 
     #[test]
@@ -221,29 +281,50 @@ mod tests {
             "--samples-per-message=6",
             "--warmup=0",
             "--max-delay-ms=0",
+            "--max-age-ms=70",
+            "--max-rate-hz=8.5",
             "--policy=latest",
+            "--codec=json",
             "--churn=7",
         ];
         let plan = plan(&flags).unwrap();
         for scenario in &plan {
             assert_eq!(
-                (scenario.publishers, scenario.subscribers, scenario.messages_per_s()),
-                (2, 3, Some(4))
+                (scenario.publishers, scenario.healthy(), scenario.messages_per_s(0)),
+                (2, 3, Some(4.0))
             );
             assert_eq!((scenario.payload_bytes, scenario.samples_per_message), (5, 6));
-            assert_eq!((scenario.duration, scenario.warmup), (Duration::from_millis(500), Duration::ZERO));
-            assert_eq!((scenario.max_delay_ms, scenario.policy), (Some(0), Some("latest")));
+            assert_eq!(
+                (scenario.duration_s, scenario.warmup_s),
+                (Duration::from_millis(500), Duration::ZERO)
+            );
+            let group = &scenario.groups[0];
+            assert_eq!(
+                (group.max_delay_ms, group.max_age_ms, group.max_rate_hz),
+                (Some(0), Some(70), Some(8.5))
+            );
+            assert_eq!((group.policy, group.codec), (Some(Policy::Latest), Codec::Json));
         }
-        assert_eq!(plan[1].disturbance, Disturbance::Churn(NonZeroU64::new(7).unwrap()));
+        assert_eq!((plan[0].churn_per_s, plan[1].churn_per_s), (None, NonZeroU64::new(7)));
+    }
+
+    #[test]
+    fn what_is_not_given_stays_as_the_scenario_has_it() {
+        for name in scenario::all().iter().map(|it| &it.name) {
+            assert_eq!(plan(&[name]).unwrap(), [scenario::named(name).unwrap()]);
+        }
     }
 
     #[test]
     fn mistakes_are_named() {
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["stedy"], "stedy"),
-            (&["--codec=json"], "--codec"),
+            (&["missing.toml"], "missing.toml"),
+            (&["steady", "all"], "twice"),
+            (&["--codec=xml"], "--codec"),
             (&["--rate=0"], "--rate"),
             (&["--duration=-1"], "--duration"),
+            (&["--repetitions=0"], "--repetitions"),
             (&["--subscribers=0"], "--subscribers"),
             (&["--url=ws://x", "--pin-server=0"], "--pin-server"),
         ];

@@ -14,7 +14,7 @@ use crate::subscribers::{Options, Subscriber};
 use crate::ws::{Endpoint, READ_BUFFER_BYTES};
 
 /// Failures that are kept to be shown.
-const FAILURES_SHOWN_MAX: usize = 3;
+pub(crate) const FAILURES_SHOWN_MAX: usize = 3;
 
 /// What the visitors saw.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Churned {
 pub(crate) fn visit(
     endpoint: &Endpoint,
     channel: &str,
-    options: Options,
+    options: &Options,
     clock: Clock,
     (start_ns, end_ns): (u64, u64),
     per_s: NonZeroU64,

@@ -24,6 +24,12 @@ pub(crate) enum Request<'a> {
         /// Longest wait in a batch; left to the server if not given.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_delay_ms: Option<u32>,
+        /// Longest wait for the client; left to the server if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_age_ms: Option<u32>,
+        /// Most samples a second of a channel; left to the server if not given.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        max_rate_hz: Option<f64>,
     },
     /// Open a channel for publishing.
     Advertise {
@@ -31,6 +37,11 @@ pub(crate) enum Request<'a> {
         id: u64,
         /// Its name.
         channel: &'a str,
+    },
+    /// Read the server's clock.
+    Ping {
+        /// Echoed in the answer.
+        id: u64,
     },
 }
 
@@ -52,6 +63,15 @@ pub(crate) enum Event {
     },
     /// Answer to `advertise`.
     Advertised(Channel),
+    /// A new channel matches the pattern.
+    Channel(Channel),
+    /// Answer to `ping`.
+    Pong {
+        /// When the server read the request, by its clock.
+        received_ns: Digits,
+        /// When it wrote the answer.
+        sent_ns: Digits,
+    },
     /// A publish was taken.
     Ack {
         /// Sequence of its first sample.
@@ -94,6 +114,17 @@ pub(crate) struct Channel {
     pub seq: u64,
 }
 
+/// A number that may pass 2^53: a string of digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Digits(pub u64);
+
+impl<'de> Deserialize<'de> for Digits {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'_, str>::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
 impl Event {
     /// Reads a text message.
     pub(crate) fn parse(text: &[u8]) -> Result<Self, String> {
@@ -114,13 +145,29 @@ mod tests {
 
     #[test]
     fn requests_are_what_the_protocol_says() {
-        let all = Request::Subscribe { id: 1, channel: "a.*", policy: Some("latest"), max_delay_ms: Some(0) };
+        let all = Request::Subscribe {
+            id: 1,
+            channel: "a.*",
+            policy: Some("latest"),
+            max_delay_ms: Some(0),
+            max_age_ms: Some(7),
+            max_rate_hz: Some(2.5),
+        };
+        let none = Request::Subscribe {
+            id: 1,
+            channel: "a",
+            policy: None,
+            max_delay_ms: None,
+            max_age_ms: None,
+            max_rate_hz: None,
+        };
         let cases = [
-            (all, r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0}"#),
             (
-                Request::Subscribe { id: 1, channel: "a", policy: None, max_delay_ms: None },
-                r#"{"type":"subscribe","id":1,"channel":"a"}"#,
+                all,
+                r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0,"max_age_ms":7,"max_rate_hz":2.5}"#,
             ),
+            (none, r#"{"type":"subscribe","id":1,"channel":"a"}"#),
+            (Request::Ping { id: 3 }, r#"{"type":"ping","id":3}"#),
             (Request::Advertise { id: 2, channel: "a" }, r#"{"type":"advertise","id":2,"channel":"a"}"#),
         ];
         for (request, expected) in cases {
@@ -136,6 +183,15 @@ mod tests {
             br#"{"type":"advertised","id":3,"channel":3,"name":"a","epoch":2890124113,"seq":17}"#;
         let Ok(Event::Advertised(channel)) = Event::parse(advertised) else { panic!("advertised") };
         assert_eq!(channel, Channel { channel: 3, epoch: 2_890_124_113, seq: 17 });
+        let channel =
+            br#"{"type":"channel","subscription":"a.*","channel":4,"name":"a.b","epoch":7,"seq":1}"#;
+        let Ok(Event::Channel(channel)) = Event::parse(channel) else { panic!("channel") };
+        assert_eq!(channel, Channel { channel: 4, epoch: 7, seq: 1 });
+        let pong =
+            br#"{"type":"pong","id":4,"received_ns":"1763864091124000000","sent_ns":"1763864091124007000"}"#;
+        let Ok(Event::Pong { received_ns, sent_ns }) = Event::parse(pong) else { panic!("pong") };
+        assert_eq!((received_ns.0, sent_ns.0), (1_763_864_091_124_000_000, 1_763_864_091_124_007_000));
+        assert!(Event::parse(br#"{"type":"pong","received_ns":"x","sent_ns":"1"}"#).is_err());
         let heartbeat = br#"{"type":"heartbeat","server_ns":"1","heads":[{"channel":3,"seq":120}]}"#;
         assert!(matches!(Event::parse(heartbeat), Ok(Event::Unused)));
         assert!(Event::parse(b"{\"type\":\n").unwrap_err().contains("\\n"), "escaped");

@@ -57,8 +57,6 @@ pub(crate) struct FrameHead {
     pub last: u64,
     /// Samples in it.
     pub count: u64,
-    /// When the server sealed it.
-    pub flushed_ns: u64,
 }
 
 /// Samples of one block with one source time.
@@ -66,8 +64,6 @@ pub(crate) struct FrameHead {
 pub(crate) struct Run {
     /// Their source time.
     pub source_ns: u64,
-    /// When the server read them.
-    pub received_ns: u64,
     /// How many.
     pub count: u64,
 }
@@ -110,7 +106,7 @@ pub(crate) fn read_frame(bytes: &[u8], mut on_run: impl FnMut(Run)) -> Result<Fr
             (2, FIXED32) => head.epoch = cursor.fixed32()?,
             (3, VARINT) => head.first = cursor.varint()?,
             (4, VARINT) => head.count = cursor.varint()?,
-            (5, FIXED64) => head.flushed_ns = cursor.fixed64()?,
+            (5, FIXED64) => drop(cursor.fixed64()?),
             (6, LENGTH) => found += read_block(cursor.length_delimited()?, &mut on_run)?,
             (7, LENGTH) => {
                 let mut deltas = Cursor(cursor.length_delimited()?);
@@ -133,18 +129,18 @@ pub(crate) fn read_frame(bytes: &[u8], mut on_run: impl FnMut(Run)) -> Result<Fr
 
 /// Samples in the block.
 fn read_block(bytes: &[u8], on_run: &mut impl FnMut(Run)) -> Result<u64, FrameError> {
-    let (mut source_ns, mut received_ns, mut same, mut apart) = (0, 0, 0, 0);
+    let (mut source_ns, mut same, mut apart) = (0, 0, 0);
     let mut cursor = Cursor(bytes);
     while !cursor.0.is_empty() {
         match cursor.key()? {
             (1, FIXED64) => source_ns = cursor.fixed64()?,
-            (2, FIXED64) => received_ns = cursor.fixed64()?,
+            (2, FIXED64) => drop(cursor.fixed64()?),
             (3, LENGTH) => match source_delta(cursor.length_delimited()?)? {
                 0 => same += 1,
                 delta => {
                     apart += 1;
                     let source_ns = source_ns.saturating_add_signed(delta);
-                    on_run(Run { source_ns, received_ns, count: 1 });
+                    on_run(Run { source_ns, count: 1 });
                 }
             },
             (field @ 1..=3, wire_type) => return Err(FrameError::WireType { field, wire_type }),
@@ -152,7 +148,7 @@ fn read_block(bytes: &[u8], on_run: &mut impl FnMut(Run)) -> Result<u64, FrameEr
         }
     }
     if same > 0 {
-        on_run(Run { source_ns, received_ns, count: same });
+        on_run(Run { source_ns, count: same });
     }
     Ok(same + apart)
 }
@@ -311,8 +307,8 @@ mod tests {
         .encode_to_vec();
         bytes.extend([0x98, 0x06, 1, 0x9a, 0x06, 2, 9, 9, 0x9d, 0x06, 0, 0, 0, 0]);
         let (head, runs) = runs(&bytes).unwrap();
-        assert_eq!(head, FrameHead { channel: 1, epoch: 2, first: 3, last: 3, count: 1, flushed_ns: 5 });
-        assert_eq!(runs, [Run { source_ns: 3, received_ns: 4, count: 1 }]);
+        assert_eq!(head, FrameHead { channel: 1, epoch: 2, first: 3, last: 3, count: 1 });
+        assert_eq!(runs, [Run { source_ns: 3, count: 1 }]);
     }
 
     fn values() -> impl Strategy<Value = proto::sample::Value> {
@@ -345,11 +341,11 @@ mod tests {
             let (head, runs) = runs(&frame.encode_to_vec()).unwrap();
             let count = u64::try_from(count).unwrap();
             let span = if conflated { 3 * (count - 1) } else { count - 1 };
-            prop_assert_eq!(head, FrameHead { channel, epoch, first: seq, last: seq + span, count, flushed_ns });
-            let mut expected: Vec<(u64, u64)> = frame.blocks.iter().flat_map(|block| {
-                block.samples.iter().map(|sample| (block.source_ns.saturating_add_signed(sample.source_delta_ns), block.received_ns))
+            prop_assert_eq!(head, FrameHead { channel, epoch, first: seq, last: seq + span, count });
+            let mut expected: Vec<u64> = frame.blocks.iter().flat_map(|block| {
+                block.samples.iter().map(|sample| block.source_ns.saturating_add_signed(sample.source_delta_ns))
             }).collect();
-            let mut got: Vec<(u64, u64)> = runs.iter().flat_map(|run| (0..run.count).map(|_| (run.source_ns, run.received_ns))).collect();
+            let mut got: Vec<u64> = runs.iter().flat_map(|run| (0..run.count).map(|_| run.source_ns)).collect();
             expected.sort_unstable();
             got.sort_unstable();
             prop_assert_eq!(got, expected);

@@ -48,6 +48,20 @@ enum Role {
 }
 
 impl Dialect {
+    /// What a client asks for in the handshake.
+    pub(crate) const fn subprotocol(self) -> Option<&'static str> {
+        match self {
+            Self::Tidewire => Some("tidewire.v1"),
+            Self::Mqtt => Some("mqtt"),
+            Self::Raw | Self::Bare | Self::Nats => None,
+        }
+    }
+
+    /// Where a subscriber connects.
+    pub(crate) fn endpoint_to_subscribe(self, endpoint: &Endpoint) -> Endpoint {
+        if self == Self::Raw { endpoint.with_path("/sub") } else { endpoint.clone() }
+    }
+
     /// Connects and says what comes before the role is known.
     fn connect(
         self,
@@ -57,8 +71,9 @@ impl Dialect {
     ) -> Result<Connection, Ended> {
         let publishes = role == Role::Publisher;
         match self {
-            Self::Tidewire | Self::Nats => Connection::open(endpoint, None, receive_buffer_bytes),
-            Self::Mqtt => Connection::open(endpoint, Some("mqtt"), receive_buffer_bytes),
+            Self::Tidewire | Self::Nats | Self::Mqtt => {
+                Connection::open(endpoint, self.subprotocol(), receive_buffer_bytes)
+            }
             Self::Raw => {
                 let endpoint = endpoint.with_path(if publishes { "/pub" } else { "/sub" });
                 Connection::open(&endpoint, None, receive_buffer_bytes)
@@ -240,7 +255,7 @@ fn bad_sample(length: usize) -> Ended {
 
 #[inline]
 fn run(sample: Sample) -> Run {
-    Run { source_ns: sample.source_ns, received_ns: 0, count: 1 }
+    Run { source_ns: sample.source_ns, count: 1 }
 }
 
 /// The writing side of a conversation with a peer.

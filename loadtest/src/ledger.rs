@@ -62,6 +62,11 @@ impl Ledger {
         self.announced += count;
     }
 
+    /// Sequence of the first sample that was to come.
+    pub(crate) const fn first(&self) -> u64 {
+        self.first
+    }
+
     /// How far this subscriber has come: samples received or announced, or without notices those up to the newest.
     pub(crate) fn progress(&self) -> u64 {
         if self.has_notices { self.received + self.announced } else { self.next - self.first }
@@ -70,6 +75,17 @@ impl Ledger {
     /// Whether everything up to and including sequence `head` has come or has been announced.
     pub(crate) fn is_settled(&self, head: u64) -> bool {
         self.progress() >= self.published(head)
+    }
+
+    /// Whether everything up to the newest sample received has come or has been announced, and nothing else.
+    pub(crate) fn is_even(&self) -> bool {
+        self.progress() == self.next - self.first
+    }
+
+    /// Closes the books of a subscriber that goes: over what it knows of, since nobody knows what was published meanwhile.
+    pub(crate) fn close_here(&self) -> Account {
+        // What was announced ahead of frames that are still to come was published, too.
+        self.close(self.next.max(self.first + self.progress()).saturating_sub(1))
     }
 
     /// Closes the books: `head` is the newest sequence of the channel.
@@ -95,7 +111,7 @@ impl Ledger {
 }
 
 /// Closed books, of one ledger or the sum of many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Account {
     /// Samples published since the subscription.
     pub published: u64,
@@ -194,6 +210,30 @@ mod tests {
             late.close(9),
             Account { published: 3, received: 2, unannounced: 1, ..Account::default() }
         );
+    }
+
+    #[test]
+    fn books_of_one_that_goes() {
+        // (steps, even, [published, unannounced, excess])
+        let cases: [(Vec<Step>, bool, [u64; 3]); 5] = [
+            (vec![], true, [0, 0, 0]),
+            (vec![Frame(1, 5, 6, 2)], true, [2, 0, 0]),
+            (vec![Frame(1, 5, 6, 2), Frame(1, 9, 9, 1)], false, [5, 2, 0]),
+            (vec![Frame(1, 5, 6, 2), Gap(4)], false, [6, 0, 0]),
+            (vec![Frame(1, 5, 6, 2), Gap(2), Frame(1, 9, 9, 1)], true, [5, 0, 0]),
+        ];
+        for (index, (steps, even, expected)) in cases.into_iter().enumerate() {
+            let mut ledger = Ledger::new(1, 5);
+            for step in steps {
+                match step {
+                    Frame(epoch, first, last, count) => ledger.on_frame(epoch, first, last, count),
+                    Gap(count) => ledger.on_gap(count),
+                }
+            }
+            let account = ledger.close_here();
+            assert_eq!([account.published, account.unannounced, account.excess], expected, "{index}");
+            assert_eq!(ledger.is_even(), even, "{index}");
+        }
     }
 
     proptest! {

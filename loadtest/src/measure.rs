@@ -1,17 +1,16 @@
 //! What is measured of a run: windows of time, histograms of latency, counts. Filled by one thread each, merged at the
 //! end. Never an array of samples: a histogram of three significant digits has the same size after an hour.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 
 use hdrhistogram::Histogram;
 
-use crate::data::{FrameHead, Run};
+use crate::data::Run;
 
 /// Longest latency told apart, 100 s; longer ones count as that.
 const LATENCY_NS_MAX: u64 = 100_000_000_000;
-
-/// Length of the intervals of the histogram log.
-const INTERVAL_NS: u64 = 1_000_000_000;
 
 /// A histogram of nanoseconds.
 pub(crate) fn histogram() -> Histogram<u64> {
@@ -40,10 +39,35 @@ pub(crate) fn window_of(windows: &[Window], instant_ns: u64) -> Option<usize> {
     windows.iter().position(|window| window.contains(instant_ns))
 }
 
+/// When intervals end: at the start of each window, then every `length_ns`, and at its end.
+pub(crate) fn boundaries(windows: &[Window], length_ns: u64) -> Vec<u64> {
+    let step = usize::try_from(length_ns).unwrap_or(usize::MAX).max(1);
+    let within = |window: &Window| {
+        let Window { from_ns, to_ns } = *window;
+        let inner = (from_ns..to_ns).step_by(step).skip(1);
+        // A rest shorter than half of an interval joins the one before.
+        [from_ns].into_iter().chain(inner.filter(move |at| at + length_ns / 2 <= to_ns)).chain([to_ns])
+    };
+    let mut all: Vec<u64> = windows.iter().flat_map(within).collect();
+    all.dedup();
+    all
+}
+
+/// What threads count together, for figures while the run goes on.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Messages that went out.
+    pub messages: AtomicU64,
+    /// Samples announced as lost to healthy subscribers.
+    pub announced: AtomicU64,
+}
+
 /// Latencies of one interval of the log.
 #[derive(Debug)]
 pub(crate) struct Interval {
-    /// The window that the messages were scheduled in.
+    /// Of the healthy subscribers, or of which others.
+    pub others: Option<&'static str>,
+    /// The window that the messages were scheduled in; of others, the one that they arrived in.
     pub window: usize,
     /// Start of the interval, by arrival.
     pub from_ns: u64,
@@ -53,79 +77,49 @@ pub(crate) struct Interval {
     pub latency: Histogram<u64>,
 }
 
-/// Parts of the latency, taken from the stamps in the frames of a few subscribers: all receive the same frames. Meaningful
-/// where server and generator share a clock.
-#[derive(Debug)]
-pub(crate) struct Stages {
-    /// Scheduled to read by the server.
-    pub to_received: Histogram<u64>,
-    /// Read by the server to sealed: the wait in the batch.
-    pub batch_wait: Histogram<u64>,
-    /// Sealed to read by the subscriber.
-    pub delivery: Histogram<u64>,
-}
-
-impl Stages {
-    fn new() -> Self {
-        Self { to_received: histogram(), batch_wait: histogram(), delivery: histogram() }
-    }
-}
-
-/// What the subscribers of a thread saw of one window.
-#[derive(Debug)]
-pub(crate) struct Seen {
-    /// Samples that arrived within the window.
-    pub arrived: u64,
-    /// Parts of the latency.
-    pub stages: Stages,
-}
-
-impl Seen {
-    /// Nothing yet.
-    pub(crate) fn new() -> Self {
-        Self { arrived: 0, stages: Stages::new() }
-    }
-
-    /// Adds what another thread saw.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        self.arrived += other.arrived;
-        let mine = [&mut self.stages.to_received, &mut self.stages.batch_wait, &mut self.stages.delivery];
-        let theirs = [&other.stages.to_received, &other.stages.batch_wait, &other.stages.delivery];
-        for (mine, theirs) in mine.into_iter().zip(theirs) {
-            // Same bounds, so adding cannot fail.
-            let _ = mine.add(theirs);
-        }
-    }
-}
-
 /// The recorder of one thread of subscribers.
 #[derive(Debug)]
 pub(crate) struct Recorder {
+    /// None for healthy subscribers.
+    others: Option<&'static str>,
     windows: Vec<Window>,
-    seen: Vec<Seen>,
+    /// One for each window: samples that arrived within it.
+    arrived: Vec<u64>,
     /// One for each window: latencies since `interval_from_ns`.
     open: Vec<Histogram<u64>>,
     interval_from_ns: u64,
+    /// When intervals end; those from `next_boundary` on are still to come.
+    boundaries: Vec<u64>,
+    next_boundary: usize,
     intervals: SyncSender<Interval>,
+    counters: Arc<Counters>,
     /// Of the messages of a read, one is recorded and all are counted.
     sparse: bool,
     /// Of the message being read.
     arrival_ns: u64,
-    runs: Vec<Run>,
 }
 
 impl Recorder {
-    /// Sends a histogram per second to `intervals`.
-    pub(crate) fn new(windows: &[Window], now_ns: u64, intervals: SyncSender<Interval>) -> Self {
+    /// Sends a histogram to `intervals` at each of the `boundaries`.
+    pub(crate) fn new(
+        windows: &[Window],
+        boundaries: Vec<u64>,
+        now_ns: u64,
+        intervals: SyncSender<Interval>,
+        counters: Arc<Counters>,
+    ) -> Self {
         Self {
+            others: None,
             windows: windows.to_vec(),
-            seen: windows.iter().map(|_| Seen::new()).collect(),
+            arrived: vec![0; windows.len()],
             open: windows.iter().map(|_| histogram()).collect(),
             interval_from_ns: now_ns,
+            boundaries,
+            next_boundary: 0,
             intervals,
+            counters,
             sparse: false,
             arrival_ns: now_ns,
-            runs: Vec::new(),
         }
     }
 
@@ -143,8 +137,21 @@ impl Recorder {
     /// So many samples have arrived.
     pub(crate) fn count(&mut self, samples: u64) {
         if let Some(window) = window_of(&self.windows, self.arrival_ns) {
-            self.seen[window].arrived += samples;
+            self.arrived[window] += samples;
         }
+    }
+
+    /// The same for subscribers that are not healthy: how old samples are when they arrive, in the window of the arrival,
+    /// since a sample may be older than that.
+    pub(crate) fn of_ages(
+        others: &'static str,
+        windows: &[Window],
+        boundaries: Vec<u64>,
+        now_ns: u64,
+        intervals: SyncSender<Interval>,
+    ) -> Self {
+        let own = Arc::default();
+        Self { others: Some(others), ..Self::new(windows, boundaries, now_ns, intervals, own) }
     }
 
     /// What follows arrived now.
@@ -155,54 +162,42 @@ impl Recorder {
     /// Samples of a frame.
     #[inline]
     pub(crate) fn record(&mut self, run: Run) {
-        if let Some(window) = window_of(&self.windows, run.source_ns) {
+        let belongs_ns = if self.others.is_none() { run.source_ns } else { self.arrival_ns };
+        if let Some(window) = window_of(&self.windows, belongs_ns) {
             let latency_ns = self.arrival_ns.saturating_sub(run.source_ns).max(1);
             self.open[window].saturating_record_n(latency_ns, run.count);
         }
     }
 
-    /// Keeps samples of a frame of the watched subscriber until its head is known.
-    pub(crate) fn watch(&mut self, run: Run) {
-        self.runs.push(run);
+    /// So many samples were announced as lost.
+    pub(crate) fn on_gap(&self, count: u64) {
+        self.counters.announced.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// A frame has been read.
-    pub(crate) fn end_frame(&mut self, head: &FrameHead) {
-        self.count(head.count);
-        for run in self.runs.drain(..) {
-            let Some(window) = window_of(&self.windows, run.source_ns) else { continue };
-            let Stages { to_received, batch_wait, delivery } = &mut self.seen[window].stages;
-            for (stage, to, from) in [
-                (to_received, run.received_ns, run.source_ns),
-                (batch_wait, head.flushed_ns, run.received_ns),
-                (delivery, self.arrival_ns, head.flushed_ns),
-            ] {
-                stage.saturating_record_n(to.saturating_sub(from).max(1), run.count);
-            }
-        }
-    }
-
-    /// Closes the interval if it is over.
+    /// Closes the intervals that are over.
     pub(crate) fn rotate(&mut self, now_ns: u64) {
-        if now_ns.saturating_sub(self.interval_from_ns) >= INTERVAL_NS {
-            self.close_interval(now_ns);
+        while let Some(&end_ns) = self.boundaries.get(self.next_boundary).filter(|&&end_ns| end_ns <= now_ns)
+        {
+            self.next_boundary += 1;
+            self.close_interval(end_ns.max(self.interval_from_ns));
         }
     }
 
     fn close_interval(&mut self, now_ns: u64) {
         for (window, open) in self.open.iter_mut().enumerate().filter(|(_, open)| !open.is_empty()) {
             let latency = std::mem::replace(open, histogram());
-            let interval = Interval { window, from_ns: self.interval_from_ns, to_ns: now_ns, latency };
+            let (others, from_ns) = (self.others, self.interval_from_ns);
+            let interval = Interval { others, window, from_ns, to_ns: now_ns, latency };
             // Fails when the receiver is gone: then the run was given up and nobody reads it.
             let _ = self.intervals.send(interval);
         }
         self.interval_from_ns = now_ns;
     }
 
-    /// Closes the last interval: one entry for each window.
-    pub(crate) fn finish(mut self, now_ns: u64) -> Vec<Seen> {
+    /// Closes the last interval: samples that arrived within each window.
+    pub(crate) fn finish(mut self, now_ns: u64) -> Vec<u64> {
         self.close_interval(now_ns);
-        self.seen
+        self.arrived
     }
 }
 
@@ -212,28 +207,46 @@ mod tests {
     use std::sync::mpsc::sync_channel;
 
     #[test]
+    fn intervals_end_within_windows() {
+        let windows = [Window { from_ns: 5, to_ns: 30 }, Window { from_ns: 30, to_ns: 53 }];
+        assert_eq!(boundaries(&windows, 10), [5, 15, 25, 30, 40, 53]);
+        assert_eq!(boundaries(&windows[..1], 100), [5, 30]);
+    }
+
+    #[test]
     fn a_message_counts_in_the_window_of_its_schedule() {
         let windows = [Window { from_ns: 100, to_ns: 200 }, Window { from_ns: 300, to_ns: 400 }];
         let (sender, intervals) = sync_channel(8);
-        let mut recorder = Recorder::new(&windows, 0, sender);
-        let head = FrameHead { count: 2, flushed_ns: 340, ..FrameHead::default() };
+        let mut recorder = Recorder::new(&windows, vec![600], 0, sender, Arc::default());
         recorder.set_arrival(350);
         // (scheduled, latency expected in the log)
         for source_ns in [99, 100, 199, 200, 300, 399, 400] {
-            recorder.record(Run { source_ns, received_ns: 330, count: 2 });
+            recorder.record(Run { source_ns, count: 2 });
         }
-        recorder.watch(Run { source_ns: 310, received_ns: 330, count: 2 });
-        recorder.end_frame(&head);
+        recorder.count(2);
         recorder.rotate(500);
-        assert!(intervals.try_recv().is_err(), "an interval is a second");
-        let seen = recorder.finish(600);
+        assert!(intervals.try_recv().is_err(), "the interval is not over");
+        let arrived = recorder.finish(600);
         let got: Vec<(usize, u64, u64, u64)> = intervals
             .iter()
             .map(|it| (it.window, it.latency.len(), it.latency.min(), it.latency.max()))
             .collect();
         assert_eq!(got, [(0, 4, 151, 250), (1, 4, 1, 50)]);
-        assert_eq!(seen.iter().map(|it| it.arrived).collect::<Vec<_>>(), [0, 2], "by arrival");
-        let stages = &seen[1].stages;
-        assert_eq!((stages.to_received.max(), stages.batch_wait.max(), stages.delivery.max()), (20, 10, 10));
+        assert_eq!(arrived, [0, 2], "by arrival");
+    }
+
+    #[test]
+    fn an_age_counts_in_the_window_of_its_arrival() {
+        let windows = [Window { from_ns: 100, to_ns: 200 }];
+        let (sender, intervals) = sync_channel(8);
+        let mut recorder = Recorder::of_ages("slow", &windows, vec![], 0, sender);
+        for (arrival_ns, source_ns) in [(150, 20), (199, 99), (200, 150)] {
+            recorder.set_arrival(arrival_ns);
+            recorder.record(Run { source_ns, count: 1 });
+        }
+        recorder.finish(300);
+        let got: Vec<_> =
+            intervals.iter().map(|it| (it.others, it.latency.min(), it.latency.max())).collect();
+        assert_eq!(got, [(Some("slow"), 100, 130)]);
     }
 }

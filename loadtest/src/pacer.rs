@@ -15,6 +15,8 @@ pub(crate) struct Pacer {
     start_ns: u64,
     end_ns: u64,
     per_s: NonZeroU64,
+    /// What falls due within this time is due at its start; 0 for an even schedule.
+    burst_ns: u64,
     /// Index of the next message. Instants are computed from it, never added up, so no rounding error accumulates.
     next: u64,
 }
@@ -22,13 +24,19 @@ pub(crate) struct Pacer {
 impl Pacer {
     /// `per_s` messages a second, the first at `start_ns`, none at or after `end_ns`.
     pub(crate) fn new(start_ns: u64, end_ns: u64, per_s: NonZeroU64) -> Self {
-        Self { start_ns, end_ns, per_s, next: 0 }
+        Self { start_ns, end_ns, per_s, burst_ns: 0, next: 0 }
+    }
+
+    /// The same number of messages, but those of each `burst_ns` at once, at its start.
+    pub(crate) fn in_bursts(self, burst_ns: u64) -> Self {
+        Self { burst_ns, ..self }
     }
 
     /// When the next message is due; `None` after the last.
     pub(crate) fn next_due(&self) -> Option<u64> {
         let due = self.due(self.next);
-        (due < self.end_ns).then_some(due)
+        let into_burst = due.saturating_sub(self.start_ns).checked_rem(self.burst_ns).unwrap_or(0);
+        (due < self.end_ns).then_some(due - into_burst)
     }
 
     /// Takes the next message if it is due: its scheduled instant.
@@ -42,13 +50,44 @@ impl Pacer {
     /// period is shorter than that. `None` after the last message.
     pub(crate) fn wake_at(&self, now_ns: u64) -> Option<u64> {
         let due = self.next_due()?;
-        let dense = NANOS_PER_S / self.per_s < QUANTUM_NS;
+        let dense = self.burst_ns == 0 && NANOS_PER_S / self.per_s < QUANTUM_NS;
         Some(if dense { due.max(now_ns.saturating_add(QUANTUM_NS)) } else { due })
     }
 
     fn due(&self, index: u64) -> u64 {
         let offset = u128::from(index) * u128::from(NANOS_PER_S) / u128::from(self.per_s.get());
         self.start_ns.saturating_add(u64::try_from(offset).unwrap_or(u64::MAX))
+    }
+}
+
+/// Rates that follow one another.
+#[derive(Clone, Debug)]
+pub(crate) struct Schedule {
+    /// In order of time.
+    pacers: Vec<Pacer>,
+    current: usize,
+}
+
+impl Schedule {
+    /// Each pacer begins where the one before ends.
+    pub(crate) fn new(pacers: Vec<Pacer>) -> Self {
+        Self { pacers, current: 0 }
+    }
+
+    /// Takes the next message if it is due: its scheduled instant.
+    pub(crate) fn pop_due(&mut self, now_ns: u64) -> Option<u64> {
+        loop {
+            let pacer = self.pacers.get_mut(self.current)?;
+            if pacer.next_due().is_some() {
+                return pacer.pop_due(now_ns);
+            }
+            self.current += 1;
+        }
+    }
+
+    /// When to wake up after a turn at `now_ns`. `None` after the last message.
+    pub(crate) fn wake_at(&self, now_ns: u64) -> Option<u64> {
+        self.pacers.get(self.current..)?.iter().find_map(|pacer| pacer.wake_at(now_ns))
     }
 }
 
@@ -86,6 +125,27 @@ mod tests {
         assert_eq!(pacer.pop_due(u64::MAX), Some(100 + NANOS_PER_S));
         assert_eq!(pacer.pop_due(u64::MAX), None, "the end is exclusive");
         assert_eq!(pacer.wake_at(u64::MAX), None);
+    }
+
+    #[test]
+    fn bursts_are_due_together() {
+        let mut bursts = pacer(100, 100 + NANOS_PER_S, 10).in_bursts(300_000_000);
+        let got: Vec<u64> = std::iter::from_fn(|| bursts.pop_due(u64::MAX)).map(|due| due - 100).collect();
+        let ms = |burst: u64| burst * 1_000_000;
+        assert_eq!(got, [0, 0, 0, 300, 300, 300, 600, 600, 600, 900].map(ms));
+        let dense = pacer(0, u64::MAX, 1_000_000).in_bursts(1_000_000);
+        assert_eq!(dense.wake_at(5), Some(0), "bursts do not wait for a quantum");
+    }
+
+    #[test]
+    fn rates_follow_one_another() {
+        let mut schedule =
+            Schedule::new(vec![pacer(0, NANOS_PER_S, 2), pacer(NANOS_PER_S, 2 * NANOS_PER_S, 4)]);
+        assert_eq!(schedule.pop_due(0), Some(0));
+        assert_eq!((schedule.pop_due(1), schedule.wake_at(1)), (None, Some(NANOS_PER_S / 2)));
+        let rest: Vec<u64> = std::iter::from_fn(|| schedule.pop_due(u64::MAX)).collect();
+        assert_eq!(rest, [500, 1_000, 1_250, 1_500, 1_750].map(|ms| ms * 1_000_000));
+        assert_eq!(schedule.wake_at(0), None);
     }
 
     #[test]

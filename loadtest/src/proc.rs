@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 
+use crate::result::MachineInfo;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -85,11 +86,13 @@ impl Memory {
 }
 
 fn parse_status(text: &str) -> Option<Memory> {
-    let kib = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim_start_matches(':').trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
-    };
-    Some(Memory { resident: kib("VmRSS")? * 1024, peak: kib("VmHWM")? * 1024 })
+    Some(Memory { resident: parse_kib(text, "VmRSS")?, peak: parse_kib(text, "VmHWM")? })
+}
+
+/// Bytes of a line such as `VmRSS:  1024 kB`.
+fn parse_kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// Starts the peak of a process's memory anew. Best effort: without the right to do so, the peak is since its start.
@@ -98,21 +101,16 @@ pub(crate) fn reset_peak(pid: u32) {
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }
 
-/// CPU time of the whole machine since its start, in clock ticks.
+/// CPU time since the start of the machine, in clock ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Machine {
+pub(crate) struct Ticks {
     total: u64,
     idle: u64,
     steal: u64,
 }
 
-impl Machine {
-    /// Reads `/proc/stat`.
-    pub(crate) fn read() -> Option<Self> {
-        parse_stat(&fs::read_to_string("/proc/stat").ok()?)
-    }
-
-    /// Shares of all CPUs since `earlier` that were idle and that the hypervisor took.
+impl Ticks {
+    /// Shares of the time since `earlier` that were idle and that the hypervisor took.
     pub(crate) fn since(&self, earlier: &Self) -> (f64, f64) {
         let total = self.total.saturating_sub(earlier.total).max(1) as f64;
         let share = |now: u64, before: u64| now.saturating_sub(before) as f64 / total;
@@ -120,24 +118,71 @@ impl Machine {
     }
 }
 
+/// The CPUs of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// All together.
+    pub all: Ticks,
+    /// Each, by its number.
+    pub cpus: Vec<(usize, Ticks)>,
+}
+
+impl Machine {
+    /// Reads `/proc/stat`.
+    pub(crate) fn read() -> Option<Self> {
+        parse_stat(&fs::read_to_string("/proc/stat").ok()?)
+    }
+}
+
 fn parse_stat(text: &str) -> Option<Machine> {
-    let line = text.lines().find_map(|line| line.strip_prefix("cpu "))?;
-    let ticks: Vec<u64> = line.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+    let mut machine =
+        Machine { all: parse_ticks(text.lines().find_map(|it| it.strip_prefix("cpu "))?)?, cpus: vec![] };
+    for line in text.lines() {
+        let numbered = line.strip_prefix("cpu").and_then(|rest| rest.split_once(' '));
+        if let Some((number, ticks)) = numbered
+            && let (Ok(number), Some(ticks)) = (number.parse(), parse_ticks(ticks))
+        {
+            machine.cpus.push((number, ticks));
+        }
+    }
+    Some(machine)
+}
+
+fn parse_ticks(fields: &str) -> Option<Ticks> {
+    let ticks: Vec<u64> = fields.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal; guest times are part of user.
     let &[user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks.as_slice() else { return None };
     let total = user + nice + system + idle + iowait + irq + softirq + steal;
-    Some(Machine { total, idle: idle + iowait, steal })
+    Some(Ticks { total, idle: idle + iowait, steal })
 }
 
-/// The machine in a line: kernel and processor.
-pub(crate) fn describe() -> String {
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpuinfo
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    format!("{} CPUs, {model}, Linux {}", cpus(), kernel.trim())
+/// The machine, as results describe it.
+pub(crate) fn describe() -> MachineInfo {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpuinfo = read("/proc/cpuinfo");
+    MachineInfo {
+        cpus: cpus(),
+        processor: value_of(&cpuinfo, "model name", ':').unwrap_or_else(|| "unknown processor".to_owned()),
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        distribution: value_of(&read("/etc/os-release"), "PRETTY_NAME", '='),
+        memory_bytes: parse_kib(&read("/proc/meminfo"), "MemTotal").unwrap_or(0),
+        // Set by every hypervisor that does not hide.
+        is_virtual: value_of(&cpuinfo, "flags", ':')
+            .is_some_and(|it| it.split(' ').any(|it| it == "hypervisor")),
+    }
+}
+
+/// The value of a key in lines of `key = value`, without quotes.
+fn value_of(text: &str, key: &str, between: char) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(between)?;
+        (name.trim() == key).then(|| value.trim().trim_matches('"').to_owned())
+    })
+}
+
+/// The machine in a line.
+pub(crate) fn in_a_line(machine: &MachineInfo) -> String {
+    format!("{} CPUs, {}, Linux {}", machine.cpus, machine.processor, machine.kernel)
 }
 
 /// CPUs of the machine, also if this process is bound to one of them.
@@ -239,13 +284,22 @@ mod tests {
     #[test]
     fn machine() {
         let (a, b) = (
-            parse_stat("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1\n").unwrap(),
-            parse_stat("cpu  60 0 10 90 20 0 0 20 0 0\n").unwrap(),
+            parse_stat("cpu  10 0 10 70 10 0 0 0 0 0\ncpu0 1\ncpu3 1 0 1 6 2 0 0 0 0 0\n").unwrap(),
+            parse_stat("cpu  60 0 10 90 20 0 0 20 0 0\ncpu3 1 0 1 6 2 0 0 5 0 0\n").unwrap(),
         );
-        assert_eq!(b.since(&a), (0.3, 0.2));
+        assert_eq!(b.all.since(&a.all), (0.3, 0.2));
+        assert_eq!((a.cpus.len(), a.cpus[0].0, b.cpus[0].1.since(&a.cpus[0].1)), (1, 3, (0.0, 1.0)));
         assert_eq!(parse_stat("intr 1\n"), None);
         assert_eq!(parse_cpus("cpu  1 2\ncpu0 1\ncpu1 1\nintr 1\n"), Some(2));
         assert_eq!(parse_cpus("intr 1\n"), None);
+    }
+
+    #[test]
+    fn values_in_lines() {
+        assert_eq!(value_of("a\t: b c\nd: \"e\"\n", "a", ':').as_deref(), Some("b c"));
+        assert_eq!(value_of("d=\"e\"\n", "d", '=').as_deref(), Some("e"));
+        assert_eq!(parse_kib("MemTotalX: 1 kB\nMemTotal:   2 kB\n", "MemTotal"), Some(2048));
+        assert!(describe().memory_bytes > 0 && !describe().kernel.is_empty());
     }
 
     #[test]

@@ -13,10 +13,10 @@ use crate::control::{Channel, Event, Request};
 use crate::data::Template;
 use crate::dialect::{Dialect, Outgoing};
 use crate::measure::{Window, histogram, window_of};
-use crate::pacer::{Pacer, QUANTUM_NS};
+use crate::pacer::{QUANTUM_NS, Schedule};
 use crate::poll::Poll;
-use crate::scenario::Load;
-use crate::subscribers::{Heads, QUIET, SUBPROTOCOL, Shared};
+use crate::scenario::{Codec, Load};
+use crate::subscribers::{Heads, QUIET, Shared};
 use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, READ_BUFFER_BYTES};
 
 /// Bytes that a publisher holds for a socket that takes no more; above, its schedule waits (and gets later: latency is
@@ -90,7 +90,7 @@ impl Publisher {
                 Channel { channel: index, epoch: 0, seq: 1 },
             ));
         }
-        let mut connection = Connection::open(endpoint, Some(SUBPROTOCOL), None)?;
+        let mut connection = Connection::open(endpoint, Some(Codec::Protobuf.subprotocol()), None)?;
         connection.send_text(&Request::Advertise { id: 1, channel }.to_json())?;
         let channel = connection.wait_for(buffer, |message| match event(message)? {
             Some(Event::Advertised(channel)) => Ok(Some(channel)),
@@ -216,17 +216,29 @@ pub(crate) struct Span {
     pub end_ns: u64,
 }
 
+/// What publishers do.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    /// How they are paced.
+    pub load: Load,
+    /// Bytes of a sample's value.
+    pub payload_bytes: usize,
+    /// When messages are due, if they are paced by time.
+    pub schedule: Schedule,
+    /// First to last message.
+    pub span: Span,
+}
+
 /// Publishes from `span.start_ns` to `span.end_ns`. `progress` holds, for each thread of subscribers, the samples that the
 /// one furthest behind has accounted for.
 pub(crate) fn publish_all(
     publishers: Vec<Publisher>,
-    load: Load,
-    payload_bytes: usize,
-    span: Span,
+    work: Work,
     windows: &[Window],
     shared: &Shared,
     progress: &[AtomicU64],
 ) -> io::Result<Published> {
+    let Work { load, payload_bytes, schedule, span } = work;
     let mut fleet = Fleet {
         poll: Poll::new()?,
         publishers,
@@ -234,6 +246,7 @@ pub(crate) fn publish_all(
         shared,
         sent: windows.iter().map(|_| Sent { messages: 0, lateness: histogram() }).collect(),
         refusals: BTreeMap::new(),
+        messages: 0,
         next: 0,
         buffer: vec![0; READ_BUFFER_BYTES],
     };
@@ -242,7 +255,8 @@ pub(crate) fn publish_all(
         fleet.poll.add(&publisher.connection.stream, token)?;
     }
     match load {
-        Load::Scheduled(per_s) => fleet.run_schedule(Pacer::new(span.start_ns, span.end_ns, per_s), span)?,
+        Load::Scheduled { .. } => fleet.run_schedule(schedule, span)?,
+        Load::Closed { .. } => fleet.run_closed(schedule, span, progress)?,
         Load::Saturating { outstanding_bytes_max } => {
             let samples_max = (outstanding_bytes_max / payload_bytes.max(1) as u64).max(1);
             fleet.saturate(span, samples_max, progress)?;
@@ -257,6 +271,11 @@ pub(crate) fn publish_all(
     Ok(fleet.into_published(load))
 }
 
+/// Samples that the subscriber furthest behind has accounted for.
+fn slowest(progress: &[AtomicU64]) -> u64 {
+    progress.iter().map(|it| it.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX)
+}
+
 struct Fleet<'a> {
     poll: Poll,
     publishers: Vec<Publisher>,
@@ -264,6 +283,8 @@ struct Fleet<'a> {
     shared: &'a Shared,
     sent: Vec<Sent>,
     refusals: BTreeMap<String, u64>,
+    /// Handed to connections so far.
+    messages: u64,
     /// Whose turn it is.
     next: usize,
     buffer: Vec<u8>,
@@ -303,6 +324,7 @@ impl Fleet<'_> {
     }
 
     fn flush(&mut self) {
+        self.shared.counters.messages.store(self.messages, Ordering::Relaxed);
         for publisher in self.publishers.iter_mut().filter(|it| it.connection.unsent() > 0) {
             publisher.flush();
         }
@@ -311,6 +333,7 @@ impl Fleet<'_> {
     /// Queues a message of the publisher whose turn it is.
     fn queue(&mut self, due_ns: u64, now_ns: u64) {
         let sent = self.publishers[self.next].queue(Which::Ordinary, due_ns);
+        self.messages += u64::from(sent);
         self.next = (self.next + 1) % self.publishers.len();
         if sent && let Some(window) = window_of(self.windows, now_ns) {
             self.sent[window].messages += 1;
@@ -319,12 +342,12 @@ impl Fleet<'_> {
     }
 
     /// Open loop.
-    fn run_schedule(&mut self, mut pacer: Pacer, span: Span) -> io::Result<()> {
+    fn run_schedule(&mut self, mut schedule: Schedule, span: Span) -> io::Result<()> {
         while !self.is_over() {
             let now_ns = self.now_ns();
             let mut count = 0;
             while count < MESSAGES_PER_LOOK && !self.publishers[self.next].is_blocked() {
-                let Some(due_ns) = pacer.pop_due(now_ns) else { break };
+                let Some(due_ns) = schedule.pop_due(now_ns) else { break };
                 self.queue(due_ns, now_ns);
                 count += 1;
             }
@@ -332,7 +355,7 @@ impl Fleet<'_> {
             if count == MESSAGES_PER_LOOK {
                 continue;
             }
-            let Some(wake_ns) = pacer.wake_at(now_ns) else { return Ok(()) };
+            let Some(wake_ns) = schedule.wake_at(now_ns) else { return Ok(()) };
             if now_ns >= span.end_ns + LATE_NS_MAX {
                 return Ok(());
             }
@@ -348,6 +371,34 @@ impl Fleet<'_> {
         Ok(())
     }
 
+    /// Closed loop at a rate: what fell due while a message was on its way is left out, as a tool does that waits.
+    fn run_closed(&mut self, mut schedule: Schedule, span: Span, progress: &[AtomicU64]) -> io::Result<()> {
+        self.wait_until(span.start_ns)?;
+        while !self.is_over() {
+            let now_ns = self.now_ns();
+            let arrived = slowest(progress) >= self.sent();
+            let mut due = None;
+            while arrived && let Some(due_ns) = schedule.pop_due(now_ns) {
+                due = Some(due_ns);
+            }
+            if due.is_some() {
+                self.queue(now_ns, now_ns);
+                self.flush();
+            }
+            let Some(wake_ns) = schedule.wake_at(now_ns) else { return Ok(()) };
+            if now_ns >= span.end_ns {
+                return Ok(());
+            }
+            self.wait(now_ns, wake_ns.max(now_ns + BOUND_PAUSE_NS))?;
+        }
+        Ok(())
+    }
+
+    /// Samples handed to connections.
+    fn sent(&self) -> u64 {
+        self.publishers.iter().map(|it| it.sent).sum()
+    }
+
     /// Closed loop: as long as every subscriber is within `samples_max` of the publishers.
     fn saturate(&mut self, span: Span, samples_max: u64, progress: &[AtomicU64]) -> io::Result<()> {
         self.wait_until(span.start_ns)?;
@@ -356,9 +407,7 @@ impl Fleet<'_> {
             if now_ns >= span.end_ns || self.is_over() {
                 return Ok(());
             }
-            let accounted = progress.iter().map(|it| it.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX);
-            let sent: u64 = self.publishers.iter().map(|it| it.sent).sum();
-            let mut room = samples_max.saturating_sub(sent.saturating_sub(accounted));
+            let mut room = samples_max.saturating_sub(self.sent().saturating_sub(slowest(progress)));
             let mut count = 0;
             while room > 0 && count < MESSAGES_PER_LOOK && !self.publishers[self.next].is_blocked() {
                 room = room.saturating_sub(self.publishers[self.next].samples_per_message);

@@ -157,10 +157,22 @@ pub(crate) struct PhaseResult {
     pub age: BTreeMap<String, Percentiles>,
     /// Histogram of `latency`.
     pub latency_histogram: EncodedHistogram,
+    /// Histogram of `lateness`.
+    #[serde(default)]
+    pub lateness_histogram: EncodedHistogram,
+    /// Histograms of `age`.
+    #[serde(default)]
+    pub age_histograms: BTreeMap<String, EncodedHistogram>,
+    /// `age` over time.
+    #[serde(default)]
+    pub age_of: BTreeMap<String, Vec<AgeSecond>>,
     /// The parts of the latency, in the order in which a sample meets them; their means add up to that of `latency`.
     pub stages: Vec<StageResult>,
-    /// By second.
+    /// By interval: `interval_s` of the scenario, mostly a second.
     pub seconds_of: Vec<Second>,
+    /// Latencies of each of these intervals; only in parts that are to be merged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub second_histograms: Vec<EncodedHistogram>,
     /// The server's process.
     pub server: Side,
     /// The generator's processes.
@@ -241,6 +253,19 @@ pub(crate) struct Second {
     pub server_bytes: Option<u64>,
 }
 
+/// Age of what subscribers of a kind read in one interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct AgeSecond {
+    /// Seconds from the start of the scenario to the end of the interval.
+    pub at_s: f64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 99 of 100.
+    pub p99_ns: u64,
+    /// The oldest.
+    pub max_ns: u64,
+}
+
 /// CPU and memory of a process, or of several that belong together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Side {
@@ -272,6 +297,9 @@ pub(crate) struct Visits {
     pub per_s: f64,
     /// Start of the connect, or the schedule, to the answer that ends the set-up.
     pub set_up: Percentiles,
+    /// Histogram of `set_up`.
+    #[serde(default)]
+    pub set_up_histogram: EncodedHistogram,
     /// How many failed.
     pub failed: u64,
     /// Why.

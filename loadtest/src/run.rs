@@ -1,24 +1,32 @@
-//! Runs one scenario: set-up, warm-up, measurement, the last message, the books. Brings the other parts together and
+//! Runs one scenario once: set-up, warm-up, measurement, the last message, the books. Brings the other parts together and
 //! measures nothing itself.
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::churn::{self, Churned};
+use crate::accept;
+use crate::churn::Churned;
 use crate::clock::{Clock, nanos};
 use crate::dialect::Dialect;
+use crate::fleet::{Fleet, PANICKED, Running, Times};
 use crate::ledger::Account;
-use crate::measure::{Interval, Recorder, Seen, Window, histogram};
-use crate::proc::{self, Load as CpuLoad, Machine, Memory, Usage, own_pid};
-use crate::publishers::{Published, Publisher, Span, publish_all};
-use crate::scenario::{Disturbance, Load, Scenario};
-use crate::subscribers::{Heads, Options, Readout, Shared, Subscriber, read_all};
+use crate::measure::{Counters, Interval, Window, histogram};
+use crate::offset;
+use crate::others::Others;
+use crate::proc::{self, Memory, own_pid};
+use crate::publishers::Published;
+use crate::result::{AgeSecond, ClockOffset, Second};
+use crate::scenario::{Kind, Scenario, Share};
+use crate::server;
+use crate::snapshot::{Snapshot, Used};
+use crate::stages::{Page, ServerStages};
+use crate::subscribers::{Heads, Options, QUIET, Readout, Subscriber};
 use crate::ws::{Endpoint, READ_BUFFER_BYTES};
 
 /// From the end of the set-up to the first message.
@@ -27,18 +35,27 @@ const LEAD_IN: Duration = Duration::from_millis(50);
 /// How often the progress is shown and an interruption is looked for.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Intervals between the readers and the main thread; it takes them as they come.
-const INTERVALS_MAX: usize = 64;
-
-/// `SO_RCVBUF` of a stalled subscriber: small, so that the backlog is the server's to deal with within a fraction of a
-/// second, and not the kernel's.
-const STALLED_RECEIVE_BUFFER_BYTES: usize = 16 << 10;
-
-/// Subscribers from whose frames the parts of the latency are taken.
-const WATCHED_MAX: usize = 5;
-
 /// Reasons of the same kind that are shown.
 const REASONS_SHOWN_MAX: usize = 3;
+
+/// How long before a window the server's own histograms are read, where there is a warm-up: reading costs it a moment.
+const BEFORE_WINDOW: Duration = Duration::from_millis(100);
+
+/// How long after the last message every process of a shared run has surely ended its publishing.
+const SHARED_END: Duration = Duration::from_secs(2);
+
+/// When the first message goes out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(dead_code, reason = "for runs of several processes")]
+pub(crate) enum Start {
+    /// Right after the set-up.
+    #[default]
+    Soon,
+    /// At an instant by the system's clock, so that several processes begin together.
+    AtUnixNs(u64),
+    /// The set-up is announced on standard output, and the instant read from standard input.
+    Told,
+}
 
 /// Where and how to run.
 #[derive(Clone, Debug)]
@@ -51,6 +68,30 @@ pub(crate) struct Target {
     pub server_pid: Option<u32>,
     /// Threads that read subscribers.
     pub reader_threads: usize,
+    /// What of the scenario is this process's.
+    pub share: Share,
+    /// Common to all processes of a shared run; random if not given.
+    pub run_id: Option<String>,
+    /// When it begins.
+    pub start: Start,
+    /// Whether the server's clock is compared with this one.
+    pub estimates_clock: bool,
+}
+
+impl Target {
+    /// The whole scenario, at once.
+    pub(crate) const fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            dialect: Dialect::Tidewire,
+            server_pid: None,
+            reader_threads: 1,
+            share: Share::WHOLE,
+            run_id: None,
+            start: Start::Soon,
+            estimates_clock: false,
+        }
+    }
 }
 
 /// What was measured in one window.
@@ -64,38 +105,41 @@ pub(crate) struct Phase {
     pub messages: u64,
     /// Samples that arrived.
     pub arrived: u64,
+    /// Samples that were announced as lost to healthy subscribers.
+    pub announced: u64,
     /// Schedule to arrival, of every sample scheduled in the window.
     pub latency: Histogram<u64>,
     /// How late the generator sent.
     pub lateness: Histogram<u64>,
-    /// Parts of the latency.
-    pub seen: Seen,
-    /// CPU of the server, if its process is known.
-    pub server_cpu: Option<CpuLoad>,
-    /// Its memory at the end of the window.
-    pub server_memory: Option<Memory>,
-    /// CPU of this process.
-    pub client_cpu: Option<CpuLoad>,
-    /// Its memory.
-    pub client_memory: Option<Memory>,
-    /// Shares of the machine's CPUs that were idle and stolen.
-    pub machine: Option<(f64, f64)>,
+    /// Age of what subscribers that are not healthy read, by behaviour.
+    pub ages: BTreeMap<String, Histogram<u64>>,
+    /// The same over time.
+    pub age_of: BTreeMap<String, Vec<AgeSecond>>,
+    /// Parts of the latency, by the server.
+    pub stages: ServerStages,
+    /// CPU and memory.
+    pub used: Used,
+    /// The time series.
+    pub seconds: Vec<Second>,
+    /// Latencies of each of these intervals.
+    #[expect(dead_code, reason = "for runs of several processes")]
+    pub interval_latencies: Vec<Histogram<u64>>,
 }
 
 /// What came of a scenario.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// What was run.
+    /// What was run by this process.
     pub scenario: Scenario,
     /// One for each window.
     pub phases: Vec<Phase>,
-    /// Latencies by second.
+    /// Latencies by interval.
     pub intervals: Vec<Interval>,
     /// The books of the healthy subscribers.
     pub account: Account,
-    /// The books of the stalled one.
-    pub stalled: Option<Account>,
-    /// The visitors.
+    /// The books of the others.
+    pub others: BTreeMap<String, Account>,
+    /// The visitors, or all there was.
     pub churned: Option<Churned>,
     /// The server's memory before the first connection.
     pub server_before: Option<Memory>,
@@ -105,246 +149,285 @@ pub(crate) struct Outcome {
     pub refusals: BTreeMap<String, u64>,
     /// Connections that ended early, and why.
     pub ended: Vec<String>,
+    /// The server's clock.
+    pub clock: Option<ClockOffset>,
 }
 
-/// How far a run is: of its total time, and in words.
-pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(Duration, &str);
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress<'a> {
+    /// Of its total time.
+    pub at: Duration,
+    /// Scenario, phase, step.
+    pub what: &'a str,
+    /// Figures so far.
+    pub live: Option<Live>,
+}
 
-/// Runs the scenario. `interrupted` gives it up.
+/// Figures while a run goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Live {
+    /// In the last interval.
+    pub messages_per_s: f64,
+    /// In the last interval.
+    pub deliveries_per_s: f64,
+    /// Of the phase so far.
+    pub p99_ns: u64,
+    /// Samples announced as lost to healthy subscribers.
+    pub announced: u64,
+}
+
+/// Is told how far a run is.
+pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(&Progress<'_>);
+
+/// Runs the scenario, or the target's share of it. `interrupted` gives it up.
 pub(crate) fn run(
-    scenario: &Scenario,
+    whole: &Scenario,
     target: &Target,
     interrupted: &AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Outcome, String> {
-    proc::raise_open_files(scenario.connections() + OTHER_FILES).map_err(|error| error.to_string())?;
+    proc::raise_open_files(whole.connections() + OTHER_FILES).map_err(|error| error.to_string())?;
+    let scenario = &whole.share(target.share);
     let clock = Clock::new();
     let server_before = target.server_pid.and_then(Memory::of);
-    on_progress(Duration::ZERO, "connecting");
-    let fleet = Fleet::connect(scenario, target, interrupted)?;
-    let mut running = fleet.start(scenario, target, clock)?;
-    let measured = running.watch(scenario, target, interrupted, on_progress);
-    on_progress(scenario.total(), "closing the books");
-    let outcome = running.finish(measured.is_err());
-    let (phases, stalled) = measured?;
-    outcome?.into_outcome(scenario, phases, stalled, clock, server_before)
+    on_progress(&Progress {
+        at: Duration::ZERO,
+        what: &format!("{}: connecting", scenario.name),
+        live: None,
+    });
+    if let Kind::Accept { in_flight } = scenario.kind {
+        let outcome = accept::run(scenario, target, in_flight, clock, interrupted, on_progress)?;
+        return Ok(Outcome { server_before, ..outcome });
+    }
+    let before = if target.estimates_clock { Some(offset::estimate(&target.endpoint, clock)?) } else { None };
+    let fleet = Fleet::connect(scenario, whole, target, interrupted)?;
+    let channel = fleet.channel.clone();
+    let start_ns = start_instant(target.start, clock)?;
+    let running = fleet.start(scenario, target, clock, start_ns)?;
+    let mut watch = Watch {
+        scenario,
+        target,
+        interrupted,
+        on_progress,
+        counters: &running.shared.counters.clone(),
+        clock,
+        intervals: Vec::new(),
+        snapshots: Vec::new(),
+        pages: Vec::new(),
+        live: Live::default(),
+        so_far: histogram(),
+    };
+    let watched = watch.watch(&running);
+    let Watch { intervals, snapshots, pages, on_progress, .. } = watch;
+    on_progress(&Progress {
+        at: scenario.total(),
+        what: &format!("{}: closing the books", scenario.name),
+        live: None,
+    });
+    let heads_of_all = |clock: Clock, end_ns: u64| shared_heads(target, &channel, clock, end_ns);
+    let finished = finish(running, watched.is_err(), intervals, target.share != Share::WHOLE, heads_of_all);
+    watched?;
+    let mut outcome = finished?.into_outcome(scenario, &snapshots, stages(pages))?;
+    outcome.server_before = server_before;
+    if let Some(before) = before {
+        outcome.clock = Some(offset::between(before, offset::estimate(&target.endpoint, clock)?));
+    }
+    Ok(outcome)
+}
+
+/// What was recorded between the two pages of each window.
+fn stages(pages: Vec<JoinHandle<Page>>) -> Vec<ServerStages> {
+    let all: Vec<ServerStages> =
+        pages.into_iter().map(|page| ServerStages::of(&page.join().unwrap_or_default())).collect();
+    all.as_chunks::<2>().0.iter().map(|[before, after]| after.clone().since(before)).collect()
 }
 
 /// Files beside the sockets: epoll, pipes, logs, results.
 pub(crate) const OTHER_FILES: usize = 64;
 
-/// Everything connected, nothing running.
-struct Fleet {
-    publishers: Vec<Publisher>,
-    subscribers: Vec<Subscriber>,
-    /// What subscribers subscribe to.
-    channel: String,
-    options: Options,
-}
-
-impl Fleet {
-    fn connect(scenario: &Scenario, target: &Target, interrupted: &AtomicBool) -> Result<Self, String> {
-        // Channels of this run only: another run against the same server is not in its way.
-        let prefix = format!("loadtest.{:08x}.{}", fastrand::u32(..), scenario.name);
-        let mut buffer = vec![0; READ_BUFFER_BYTES];
-        let endpoint = &target.endpoint;
-        let mut publishers = Vec::with_capacity(scenario.publishers);
-        let count = u32::try_from(scenario.publishers).map_err(|error| error.to_string())?;
-        for index in 0..count {
-            let name = format!("{prefix}.{index}");
-            let Scenario { samples_per_message, payload_bytes, .. } = *scenario;
-            let publisher = Publisher::open(
-                endpoint,
-                target.dialect,
-                (index, &name),
-                samples_per_message,
-                payload_bytes,
-                &mut buffer,
-            );
-            publishers.push(publisher.map_err(|why| format!("publisher {} of {count}: {why}", index + 1))?);
-        }
-        let channel = match scenario.publishers {
-            1 => format!("{prefix}.0"),
-            _ => format!("{prefix}.*"),
-        };
-        let options = Options {
-            policy: scenario.policy,
-            max_delay_ms: scenario.max_delay_ms,
-            receive_buffer_bytes: None,
-            dialect: target.dialect,
-            publishers: count,
-            joins_late: false,
-        };
-        let mut subscribers = Vec::with_capacity(scenario.subscribers);
-        for index in 0..scenario.subscribers {
-            if interrupted.load(Ordering::Relaxed) {
-                return Err(INTERRUPTED.to_owned());
-            }
-            let subscriber = Subscriber::open(endpoint, &channel, options, &mut buffer)
-                .map_err(|why| format!("subscriber {} of {}: {why}", index + 1, scenario.subscribers))?;
-            subscribers.push(subscriber);
-        }
-        // Evenly spread: a server that writes to its subscribers in turn reaches the first one early and the last one late.
-        let step = subscribers.len().div_ceil(WATCHED_MAX);
-        subscribers.iter_mut().skip(step / 2).step_by(step.max(1)).for_each(Subscriber::watch);
-        Ok(Self { publishers, subscribers, channel, options })
-    }
-
-    fn start(self, scenario: &Scenario, target: &Target, clock: Clock) -> Result<Running, String> {
-        let Self { publishers, mut subscribers, channel, options } = self;
-        let shared = Arc::new(Shared { clock, heads: OnceLock::new(), abort: AtomicBool::new(false) });
-        let span_start_ns = clock.now_ns() + nanos(LEAD_IN);
-        let windows = windows(scenario, span_start_ns);
-        let end_ns = windows.last().map_or(span_start_ns, |window| window.to_ns);
-        let span = Span { start_ns: span_start_ns, end_ns };
-        let (sender, intervals) = sync_channel(INTERVALS_MAX);
-        let threads = target.reader_threads.clamp(1, subscribers.len().max(1));
-        let progress: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
-        let paced = matches!(scenario.load, Load::Saturating { .. });
-        let mut readers = Vec::with_capacity(threads);
-        for thread in 0..threads {
-            let share = subscribers.len().div_ceil(threads - thread);
-            let mine: Vec<Subscriber> = subscribers.drain(..share).collect();
-            let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
-            let recorder = Recorder::new(&windows, clock.now_ns(), sender.clone());
-            let recorder = if paced { recorder.sparse() } else { recorder };
-            readers.push(spawn(format!("reader-{thread}"), move || {
-                read_all(mine, &shared, recorder, &progress[thread], paced)
-            })?);
-        }
-        let publisher = {
-            let (shared, progress, windows) = (Arc::clone(&shared), Arc::clone(&progress), windows.clone());
-            let Scenario { load, payload_bytes, .. } = *scenario;
-            spawn("publisher".to_owned(), move || {
-                publish_all(publishers, load, payload_bytes, span, &windows, &shared, &progress)
-            })?
-        };
-        let mut running = Running {
-            shared,
-            windows,
-            span,
-            intervals,
-            kept: Vec::new(),
-            readers,
-            publisher,
-            visitors: None,
-            stalled: None,
-            channel,
-            options,
-        };
-        if let Disturbance::Churn(per_s) = scenario.disturbance {
-            running.start_churn(target, per_s)?;
-        }
-        Ok(running)
-    }
-}
-
-/// Warm-up, window, and again for each phase.
-fn windows(scenario: &Scenario, start_ns: u64) -> Vec<Window> {
-    let mut from_ns = start_ns;
-    let phases = scenario.phases().iter();
-    phases
-        .map(|_| {
-            let window = Window {
-                from_ns: from_ns + nanos(scenario.warmup),
-                to_ns: from_ns + nanos(scenario.warmup + scenario.duration),
-            };
-            from_ns = window.to_ns;
-            window
-        })
-        .collect()
-}
-
 /// What an interrupted run ends with.
 pub(crate) const INTERRUPTED: &str = "interrupted";
 
-fn spawn<T: Send + 'static>(
-    name: String,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, String> {
-    thread::Builder::new().name(name).spawn(work).map_err(|error| format!("cannot start a thread: {error}"))
+/// What a process of a shared run says when it is set up.
+pub(crate) const READY: &str = "ready";
+
+fn start_instant(start: Start, clock: Clock) -> Result<u64, String> {
+    let told = match start {
+        Start::Soon => return Ok(clock.now_ns() + nanos(LEAD_IN)),
+        Start::AtUnixNs(at_ns) => at_ns,
+        Start::Told => {
+            let mut out = std::io::stdout();
+            writeln!(out, "{READY}").and_then(|()| out.flush()).map_err(|error| error.to_string())?;
+            let mut line = String::new();
+            std::io::stdin().lock().read_line(&mut line).map_err(|error| error.to_string())?;
+            line.trim().parse().map_err(|_| INTERRUPTED.to_owned())?
+        }
+    };
+    let now_ns = clock.now_ns();
+    if told < now_ns {
+        return Err(format!(
+            "--start-at: the set-up ended {:.1} s after that instant; give a later one",
+            Duration::from_nanos(now_ns - told).as_secs_f64()
+        ));
+    }
+    Ok(told)
 }
 
-/// Everything runs.
-struct Running {
-    shared: Arc<Shared>,
-    windows: Vec<Window>,
-    span: Span,
-    intervals: Receiver<Interval>,
-    kept: Vec<Interval>,
-    readers: Vec<JoinHandle<std::io::Result<Readout>>>,
-    publisher: JoinHandle<std::io::Result<Published>>,
-    visitors: Option<(std::sync::mpsc::SyncSender<()>, JoinHandle<Churned>)>,
-    stalled: Option<Subscriber>,
-    channel: String,
-    options: Options,
+/// Where each channel of a shared run ends, whoever published it: a new subscription is told what comes next.
+fn shared_heads(target: &Target, channel: &str, clock: Clock, end_ns: u64) -> Result<Heads, String> {
+    let settled = Duration::from_nanos((end_ns + nanos(SHARED_END)).saturating_sub(clock.now_ns()));
+    thread::park_timeout(settled);
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    let subscriber = Subscriber::open(&target.endpoint, channel, &Options::default(), &mut buffer)
+        .map_err(|why| format!("to learn where the channels end: {why}"))?;
+    Ok(subscriber.heads_at_start())
 }
 
-/// What the machine used in a window.
-type Used = (Option<CpuLoad>, Option<Memory>, Option<CpuLoad>, Option<Memory>, Option<(f64, f64)>);
+/// What happens at an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    /// The server's own histograms are read, for the start of a phase.
+    StagesBefore,
+    /// A window begins.
+    WindowFrom,
+    /// An interval ends.
+    Boundary,
+    /// The server's process is stopped.
+    Stop,
+    /// And goes on.
+    Continue,
+    /// A window ends.
+    WindowTo,
+}
 
-impl Running {
-    fn start_churn(&mut self, target: &Target, per_s: std::num::NonZeroU64) -> Result<(), String> {
-        let (stop, stopped) = sync_channel(0);
-        let (endpoint, channel, options) = (target.endpoint.clone(), self.channel.clone(), self.options);
-        let (clock, time) = (self.shared.clock, (self.span.start_ns, self.span.end_ns));
-        let visitors = spawn("churn".to_owned(), move || {
-            churn::visit(&endpoint, &channel, options, clock, time, per_s, &stopped)
-        })?;
-        self.visitors = Some((stop, visitors));
+/// All of a run, in order.
+fn plan(scenario: &Scenario, times: &Times) -> Vec<(u64, Event)> {
+    let mut plan: Vec<(u64, Event)> =
+        times.boundaries.iter().map(|&at_ns| (at_ns, Event::Boundary)).collect();
+    for (index, window) in times.windows.iter().enumerate() {
+        let (phase_ns, _) = times.phase(index);
+        let before_ns = window.from_ns.saturating_sub(nanos(BEFORE_WINDOW)).max(phase_ns);
+        plan.extend([
+            (before_ns, Event::StagesBefore),
+            (window.from_ns, Event::WindowFrom),
+            (window.to_ns, Event::WindowTo),
+        ]);
+        if let Some(stop_ms) = scenario.stop_server_ms {
+            let middle_ns = window.from_ns.midpoint(window.to_ns);
+            let again_ns = middle_ns.saturating_add(stop_ms.get().saturating_mul(1_000_000));
+            plan.extend([(middle_ns, Event::Stop), (again_ns.min(window.to_ns), Event::Continue)]);
+        }
+    }
+    // At one instant: an interval ends before a window does, and a window ends before the next begins.
+    let rank = |event: Event| match event {
+        Event::Continue => 0,
+        Event::Boundary => 1,
+        Event::WindowTo => 2,
+        Event::StagesBefore => 3,
+        Event::WindowFrom => 4,
+        Event::Stop => 5,
+    };
+    plan.sort_by_key(|&(at_ns, event)| (at_ns, rank(event)));
+    plan
+}
+
+/// Sees a run through to the end of its last window.
+struct Watch<'a> {
+    scenario: &'a Scenario,
+    target: &'a Target,
+    interrupted: &'a AtomicBool,
+    on_progress: OnProgress<'a>,
+    counters: &'a Counters,
+    clock: Clock,
+    intervals: Vec<Interval>,
+    /// One for each boundary.
+    snapshots: Vec<Snapshot>,
+    /// The server's histograms, before and after each window.
+    pages: Vec<JoinHandle<Page>>,
+    live: Live,
+    so_far: Histogram<u64>,
+}
+
+impl Watch<'_> {
+    fn watch(&mut self, running: &Running) -> Result<(), String> {
+        let mut phase = 0;
+        let mut stopped: Option<server::Stopped> = None;
+        for (at_ns, event) in plan(self.scenario, &running.times) {
+            let measured = running.times.windows[phase].from_ns < at_ns;
+            let label = self.scenario.label(phase);
+            let what = if measured { label } else { format!("{label}: warm-up") };
+            self.wait_until(at_ns, running, &what)?;
+            match event {
+                Event::StagesBefore => self.fetch_stages(),
+                Event::WindowFrom => {
+                    self.target.server_pid.into_iter().chain([own_pid()]).for_each(proc::reset_peak);
+                    self.so_far = histogram();
+                }
+                Event::Boundary => {
+                    let pid = self.target.server_pid;
+                    self.snapshots.push(Snapshot::take(at_ns, pid, self.clock, self.counters));
+                    self.look();
+                }
+                Event::Stop => {
+                    stopped = Some(server::Stopped::stop(self.target.server_pid)?);
+                }
+                Event::Continue => stopped = None,
+                Event::WindowTo => {
+                    self.fetch_stages();
+                    phase = (phase + 1).min(running.times.windows.len() - 1);
+                }
+            }
+        }
+        drop(stopped);
         Ok(())
     }
 
-    /// Sees the run through to the end of its last window.
-    fn watch(
-        &mut self,
-        scenario: &Scenario,
-        target: &Target,
-        interrupted: &AtomicBool,
-        on_progress: OnProgress<'_>,
-    ) -> Result<(Vec<Used>, Option<Subscriber>), String> {
-        let mut used = Vec::new();
-        for (phase, window) in self.windows.clone().into_iter().enumerate() {
-            let label = scenario.label(phase);
-            if phase > 0 && scenario.disturbance == Disturbance::Stalled {
-                let options = Options {
-                    receive_buffer_bytes: Some(STALLED_RECEIVE_BUFFER_BYTES),
-                    joins_late: true,
-                    ..self.options
-                };
-                let mut buffer = vec![0; READ_BUFFER_BYTES];
-                let stalled = Subscriber::open(&target.endpoint, &self.channel, options, &mut buffer)
-                    .map_err(|why| format!("the stalled subscriber: {why}"))?;
-                self.stalled = Some(stalled);
-            }
-            self.wait_until(window.from_ns, interrupted, on_progress, &format!("{label}: warm-up"))?;
-            target.server_pid.into_iter().chain([own_pid()]).for_each(proc::reset_peak);
-            let before = Snapshot::take(target, self.shared.clock);
-            self.wait_until(window.to_ns, interrupted, on_progress, &label)?;
-            used.push(Snapshot::take(target, self.shared.clock).since(&before, target));
-        }
-        Ok((used, self.stalled.take()))
+    /// Fetches the server's histograms beside everything else, which does not wait for a busy server.
+    fn fetch_stages(&mut self) {
+        let (endpoint, dialect) = (self.target.endpoint.clone(), self.target.dialect);
+        let fetch = move || match dialect {
+            // Without them there is one table less.
+            Dialect::Tidewire => Page::fetch(&endpoint).unwrap_or_default(),
+            _ => Page::default(),
+        };
+        self.pages.push(thread::spawn(fetch));
     }
 
-    fn wait_until(
-        &mut self,
-        until_ns: u64,
-        interrupted: &AtomicBool,
-        on_progress: OnProgress<'_>,
-        what: &str,
-    ) -> Result<(), String> {
+    /// Takes the figures of the interval that has just ended.
+    fn look(&mut self) {
+        let [.., before, now] = self.snapshots.as_slice() else { return };
+        let seconds = (now.due_ns - before.due_ns).max(1) as f64 / 1e9;
+        self.live.messages_per_s = (now.messages - before.messages) as f64 / seconds;
+        self.live.announced = now.announced;
+    }
+
+    fn keep(&mut self, interval: Interval) {
+        if interval.others.is_none() {
+            let seconds = interval.to_ns.saturating_sub(interval.from_ns).max(1) as f64 / 1e9;
+            self.live.deliveries_per_s = interval.latency.len() as f64 / seconds;
+            // Same bounds, so adding cannot fail.
+            let _ = self.so_far.add(&interval.latency);
+            self.live.p99_ns = self.so_far.value_at_quantile(0.99);
+        }
+        self.intervals.push(interval);
+    }
+
+    fn wait_until(&mut self, until_ns: u64, running: &Running, what: &str) -> Result<(), String> {
         loop {
-            let now_ns = self.shared.clock.now_ns();
-            on_progress(Duration::from_nanos(now_ns.saturating_sub(self.span.start_ns)), what);
-            if interrupted.load(Ordering::Relaxed) {
+            let now_ns = self.clock.now_ns();
+            let at = Duration::from_nanos(now_ns.saturating_sub(running.times.span.start_ns));
+            let live = (!self.intervals.is_empty()).then_some(self.live);
+            (self.on_progress)(&Progress { at, what, live });
+            if self.interrupted.load(Ordering::Relaxed) {
                 return Err(INTERRUPTED.to_owned());
             }
             if now_ns >= until_ns {
                 return Ok(());
             }
             let pause = Duration::from_nanos(until_ns - now_ns).min(TICK);
-            match self.intervals.recv_timeout(pause) {
-                Ok(interval) => self.kept.push(interval),
+            match running.intervals.recv_timeout(pause) {
+                Ok(interval) => self.keep(interval),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     return Err("the threads that read subscribers have ended".to_owned());
@@ -352,71 +435,61 @@ impl Running {
             }
         }
     }
-
-    /// Waits for the publishers, then for the subscribers to have everything, then for all threads.
-    fn finish(mut self, abort: bool) -> Result<Finished, String> {
-        self.shared.abort.store(abort, Ordering::Relaxed);
-        let failed = |error: std::io::Error| format!("the generator failed: {error}");
-        let panicked = |_| "a thread of the generator panicked".to_owned();
-        let published = self.publisher.join().map_err(panicked)?.map_err(failed)?;
-        // Set once, here.
-        let _ = self.shared.heads.set(published.heads.clone());
-        let mut readouts = Vec::with_capacity(self.readers.len());
-        let kept = &mut self.kept;
-        // Ends when every reader has: they hold the senders.
-        kept.extend(self.intervals.iter());
-        for reader in self.readers {
-            readouts.push(reader.join().map_err(panicked)?.map_err(failed)?);
-        }
-        let churned = match self.visitors {
-            Some((stop, visitors)) => {
-                drop(stop);
-                Some(visitors.join().map_err(panicked)?)
-            }
-            None => None,
-        };
-        Ok(Finished { windows: self.windows, published, readouts, intervals: self.kept, churned })
-    }
 }
 
-/// What the operating system counts, at one instant.
-struct Snapshot {
-    at_ns: u64,
-    server: Option<Usage>,
-    client: Option<Usage>,
-    machine: Option<Machine>,
-}
-
-impl Snapshot {
-    fn take(target: &Target, clock: Clock) -> Self {
-        Self {
-            at_ns: clock.now_ns(),
-            server: target.server_pid.and_then(Usage::of),
-            client: Usage::of(own_pid()),
-            machine: Machine::read(),
-        }
+/// Waits for the publishers, then for the subscribers to have everything, then for all threads. Where other processes
+/// publish as well, `heads_of_all` says where their channels end.
+fn finish(
+    running: Running,
+    abort: bool,
+    mut intervals: Vec<Interval>,
+    is_shared: bool,
+    heads_of_all: impl FnOnce(Clock, u64) -> Result<Heads, String>,
+) -> Result<Finished, String> {
+    let Running { shared, times, intervals: receiver, readers, publisher, others, visitors } = running;
+    shared.abort.store(abort, Ordering::Relaxed);
+    let failed = |error: std::io::Error| format!("the generator failed: {error}");
+    let panicked = |_| PANICKED.to_owned();
+    let published = publisher.join().map_err(panicked)?.map_err(failed)?;
+    let mut heads = Ok(published.heads.clone());
+    if is_shared && !abort {
+        heads = heads_of_all(shared.clock, times.span.end_ns + nanos(QUIET));
     }
-
-    fn since(&self, before: &Self, target: &Target) -> Used {
-        let elapsed_ns = self.at_ns.saturating_sub(before.at_ns);
-        let load = |now: &Option<Usage>, before: &Option<Usage>| {
-            Some(now.as_ref()?.since(before.as_ref()?, elapsed_ns))
-        };
-        (
-            load(&self.server, &before.server),
-            target.server_pid.and_then(Memory::of),
-            load(&self.client, &before.client),
-            Memory::of(own_pid()),
-            self.machine.zip(before.machine).map(|(now, before)| now.since(&before)),
-        )
+    let problem = heads.as_ref().err().cloned();
+    if problem.is_some() {
+        shared.abort.store(true, Ordering::Relaxed);
+    }
+    // Set once, here.
+    let _ = shared.heads.set(heads.unwrap_or_default());
+    let mut readouts = Vec::with_capacity(readers.len());
+    // Ends when every reader has: they hold the senders.
+    intervals.extend(receiver.iter());
+    for reader in readers {
+        readouts.push(reader.join().map_err(panicked)?.map_err(failed)?);
+    }
+    let others = match others {
+        Some(others) => others.join().map_err(panicked)?.map_err(failed)?,
+        None => Others::default(),
+    };
+    let churned = match visitors {
+        Some((stop, visitors)) => {
+            drop(stop);
+            Some(visitors.join().map_err(panicked)?)
+        }
+        None => None,
+    };
+    match problem {
+        Some(problem) => Err(problem),
+        None => Ok(Finished { times, published, readouts, others, intervals, churned }),
     }
 }
 
 /// Everything has ended.
 struct Finished {
-    windows: Vec<Window>,
+    times: Times,
     published: Published,
     readouts: Vec<Readout>,
+    others: Others,
     intervals: Vec<Interval>,
     churned: Option<Churned>,
 }
@@ -425,86 +498,121 @@ impl Finished {
     fn into_outcome(
         self,
         scenario: &Scenario,
-        used: Vec<Used>,
-        stalled: Option<Subscriber>,
-        clock: Clock,
-        server_before: Option<Memory>,
+        snapshots: &[Snapshot],
+        stages: Vec<ServerStages>,
     ) -> Result<Outcome, String> {
-        let Self { windows, published, readouts, intervals, churned } = self;
-        let Published { sent, heads, refused, refusals, ended: unpublished } = published;
+        let Self { times, published, readouts, others, intervals, churned } = self;
+        let Published { sent, heads: _, refused, refusals, ended: mut reasons } = published;
         let mut account = Account::default();
-        let mut ended = unpublished;
-        let mut seen: Vec<Seen> = windows.iter().map(|_| Seen::new()).collect();
+        let mut arrived = vec![0; times.windows.len()];
         for readout in readouts {
             account += readout.account;
-            ended.extend(readout.ended);
-            for (sum, part) in seen.iter_mut().zip(&readout.seen) {
-                sum.merge(part);
+            reasons.extend(readout.ended);
+            for (sum, part) in arrived.iter_mut().zip(&readout.arrived) {
+                *sum += part;
             }
         }
-        let stalled = match stalled {
-            Some(subscriber) => match settle_stalled(subscriber, &heads, clock) {
-                Ok(account) => Some(account),
-                Err(why) => {
-                    ended.push(format!("the stalled subscriber: {why}"));
-                    None
-                }
-            },
-            None => None,
-        };
-        let phases = windows
-            .iter()
-            .zip(sent)
-            .zip(seen)
-            .zip(used)
-            .enumerate()
-            .map(|(index, (((window, sent), seen), used))| {
-                let mut latency = histogram();
-                for interval in intervals.iter().filter(|it| it.window == index) {
+        reasons.extend(others.ended);
+        let mut phases = Vec::with_capacity(times.windows.len());
+        let parts = times.windows.iter().zip(sent).zip(arrived).zip(stages).enumerate();
+        for (index, (((window, sent), arrived), stages)) in parts {
+            let of_phase = || intervals.iter().filter(move |it| it.window == index);
+            let latency = sum(of_phase().filter(|it| it.others.is_none()));
+            let mut ages = BTreeMap::new();
+            let mut age_of: BTreeMap<String, Vec<AgeSecond>> = BTreeMap::new();
+            for interval in of_phase() {
+                if let Some(others) = interval.others {
                     // Same bounds, so adding cannot fail.
-                    let _ = latency.add(&interval.latency);
+                    let _ = ages.entry(others.to_owned()).or_insert_with(histogram).add(&interval.latency);
+                    age_of.entry(others.to_owned()).or_default().push(AgeSecond {
+                        at_s: interval.to_ns.saturating_sub(times.span.start_ns) as f64 / 1e9,
+                        p50_ns: interval.latency.value_at_quantile(0.5),
+                        p99_ns: interval.latency.value_at_quantile(0.99),
+                        max_ns: interval.latency.max(),
+                    });
                 }
-                let (server_cpu, server_memory, client_cpu, client_memory, machine) = used;
-                Phase {
-                    label: scenario.label(index),
-                    window: *window,
-                    messages: sent.messages,
-                    arrived: seen.arrived,
-                    latency,
-                    lateness: sent.lateness,
-                    seen,
-                    server_cpu,
-                    server_memory,
-                    client_cpu,
-                    client_memory,
-                    machine,
-                }
-            })
-            .collect();
+            }
+            let within: Vec<&Snapshot> =
+                snapshots.iter().filter(|it| (window.from_ns..=window.to_ns).contains(&it.due_ns)).collect();
+            let (Some(first), Some(last)) = (within.first(), within.last()) else {
+                return Err("a window was not measured".to_owned());
+            };
+            let (seconds, interval_latencies) = series(&within, times.span.start_ns, &intervals);
+            phases.push(Phase {
+                label: scenario.label(index),
+                window: *window,
+                messages: sent.messages,
+                arrived,
+                announced: last.announced - first.announced,
+                latency,
+                lateness: sent.lateness,
+                ages,
+                age_of,
+                stages,
+                used: last.since(first),
+                seconds,
+                interval_latencies,
+            });
+        }
         Ok(Outcome {
             scenario: scenario.clone(),
             phases,
             intervals,
             account,
-            stalled,
+            others: others.accounts,
             churned,
-            server_before,
+            server_before: None,
             refused,
             refusals,
-            ended: summarise(ended),
+            ended: summarise(reasons),
+            clock: None,
         })
     }
 }
 
-/// The stalled subscriber reads on: what it gets now and what it is told must be everything.
-fn settle_stalled(mut subscriber: Subscriber, heads: &Heads, clock: Clock) -> Result<Account, String> {
-    let mut buffer = vec![0; READ_BUFFER_BYTES];
-    subscriber.catch_up(heads, clock, &mut buffer).map_err(|why| why.to_string())?;
-    Ok(subscriber.close(heads))
+fn sum<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Histogram<u64> {
+    let mut sum = histogram();
+    for interval in intervals {
+        // Same bounds, so adding cannot fail.
+        let _ = sum.add(&interval.latency);
+    }
+    sum
+}
+
+/// The time series of a window, from what was counted at its boundaries.
+fn series(
+    snapshots: &[&Snapshot],
+    start_ns: u64,
+    intervals: &[Interval],
+) -> (Vec<Second>, Vec<Histogram<u64>>) {
+    let mut by_end: HashMap<u64, Vec<&Interval>> = HashMap::new();
+    for interval in intervals.iter().filter(|it| it.others.is_none()) {
+        by_end.entry(interval.to_ns).or_default().push(interval);
+    }
+    let pairs = snapshots.iter().zip(snapshots.iter().skip(1));
+    pairs
+        .map(|(before, now)| {
+            let latency = sum(by_end.get(&now.due_ns).into_iter().flatten().copied());
+            let seconds = (now.due_ns - before.due_ns).max(1) as f64 / 1e9;
+            let used = now.since(before);
+            let second = Second {
+                at_s: now.due_ns.saturating_sub(start_ns) as f64 / 1e9,
+                messages_per_s: (now.messages - before.messages) as f64 / seconds,
+                deliveries_per_s: latency.len() as f64 / seconds,
+                p50_ns: latency.value_at_quantile(0.5),
+                p99_ns: latency.value_at_quantile(0.99),
+                max_ns: latency.max(),
+                server_cpus: used.server_cpu.map(|load| load.cpus),
+                client_cpus: used.client_cpu.map(|load| load.cpus),
+                server_bytes: now.server_memory.map(|memory| memory.resident),
+            };
+            (second, latency)
+        })
+        .unzip()
 }
 
 /// The first few reasons, and how many more there are.
-fn summarise(mut reasons: Vec<String>) -> Vec<String> {
+pub(crate) fn summarise(mut reasons: Vec<String>) -> Vec<String> {
     let more = reasons.len().saturating_sub(REASONS_SHOWN_MAX);
     if more > 0 {
         reasons.truncate(REASONS_SHOWN_MAX);
@@ -517,18 +625,7 @@ fn summarise(mut reasons: Vec<String>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::fake::{Fault, serve};
-    use crate::scenario::named;
-
-    #[test]
-    fn windows_follow_one_another_with_a_warm_up_each() {
-        let mut scenario = named("slow_reader").unwrap();
-        scenario.warmup = Duration::from_nanos(10);
-        scenario.duration = Duration::from_nanos(100);
-        let window = |from_ns, to_ns| Window { from_ns, to_ns };
-        assert_eq!(windows(&scenario, 1_000), [window(1_010, 1_110), window(1_120, 1_220)]);
-        scenario.disturbance = Disturbance::Calm;
-        assert_eq!(windows(&scenario, 0), [window(10, 110)]);
-    }
+    use crate::scenario::{Behaviour, Group, Load, PhaseSpec, named};
 
     #[test]
     fn reasons_are_not_endless() {
@@ -537,21 +634,43 @@ mod tests {
         assert_eq!(summarise(reasons(9)), ["0", "1", "2", "and 6 more"]);
     }
 
+    #[test]
+    fn the_plan_is_in_order() {
+        let scenario = named("stop").unwrap();
+        let times = Times::new(&scenario, 0);
+        let s = |seconds: f64| nanos(Duration::from_secs_f64(seconds));
+        let plan = plan(&scenario, &times);
+        let expected = [
+            (0.9, Event::StagesBefore),
+            (1.0, Event::Boundary),
+            (1.0, Event::WindowFrom),
+            (2.0, Event::Boundary),
+            (3.0, Event::Boundary),
+            (3.0, Event::Stop),
+            (3.2, Event::Continue),
+            (4.0, Event::Boundary),
+            (5.0, Event::Boundary),
+            (5.0, Event::WindowTo),
+        ];
+        assert_eq!(plan, expected.map(|(at_s, event)| (s(at_s), event)));
+    }
+
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
         let endpoint = Endpoint::parse(&serve(fault)).unwrap();
-        let target = Target { endpoint, dialect: Dialect::Tidewire, server_pid: None, reader_threads: 2 };
-        run(&scenario, &target, &AtomicBool::new(false), &mut |_, _| ()).unwrap()
+        let target = Target { reader_threads: 2, ..Target::new(endpoint) };
+        run(&scenario, &target, &AtomicBool::new(false), &mut |_| ()).unwrap()
     }
 
     fn short(name: &str) -> Scenario {
         let per_s = std::num::NonZeroU64::new(500).unwrap();
-        Scenario {
-            load: Load::Scheduled(per_s),
-            subscribers: 5,
-            warmup: Duration::from_millis(50),
-            duration: Duration::from_millis(200),
+        let mut scenario = Scenario {
+            load: Load::Scheduled { per_s },
+            warmup_s: Duration::from_millis(50),
+            duration_s: Duration::from_millis(200),
             ..named(name).unwrap()
-        }
+        };
+        scenario.groups[0].count = 5;
+        scenario
     }
 
     #[test]
@@ -573,6 +692,8 @@ mod tests {
             // A late generator may send a message outside the window, but each is counted by its schedule.
             assert!(phase.latency.len() <= 500 && phase.latency.len() >= 500 - lost * 5 * 34, "{fault:?}");
             assert_eq!(outcome.intervals.iter().map(|it| it.latency.len()).sum::<u64>(), phase.latency.len());
+            assert_eq!(phase.announced > 0, fault == Fault::Announced, "{fault:?} {phase:?}");
+            assert_eq!(phase.seconds.len(), 1, "one interval, shorter than its length");
         }
     }
 
@@ -586,16 +707,62 @@ mod tests {
     #[test]
     fn a_stalled_subscriber_catches_up() {
         let outcome = run_against(Fault::Sound, short("slow_reader"));
-        let account = outcome.stalled.unwrap();
+        let account = outcome.others["stalled"];
         assert!(account.is_exact() && account.received > 0 && account.published < 250, "{account:?}");
         assert_eq!(outcome.phases.len(), 2);
+        assert!(outcome.phases[1].ages.is_empty(), "it read nothing within the window");
     }
 
     #[test]
-    fn a_closed_loop_keeps_within_its_bound() {
+    fn each_behaviour_has_books_that_balance() {
+        let s = Duration::from_secs_f64;
+        let cases = [
+            Behaviour::Slow { read_bytes_per_s: 20_000 },
+            Behaviour::Paused { every_s: s(0.1), for_s: s(0.1) },
+            Behaviour::Flaky { every_s: s(0.1), away_s: s(0.1) },
+        ];
+        for fault in [Fault::Sound, Fault::Announced, Fault::Silent] {
+            for behaviour in cases {
+                let mut scenario = Scenario { duration_s: s(0.5), ..short("steady") };
+                scenario.groups.push(Group { behaviour, ..Group::healthy(2) });
+                let outcome = run_against(fault, scenario);
+                let account = outcome.others[behaviour.label()];
+                assert_eq!(account.is_exact(), fault != Fault::Silent, "{fault:?} {behaviour:?} {account:?}");
+                assert!(account.received > 0 && outcome.ended.is_empty(), "{:?}", outcome.ended);
+                assert!(!outcome.phases[0].ages[behaviour.label()].is_empty());
+                // What a flaky one could not have got is not in its books.
+                let (published, whole) = (account.published, 2 * outcome.account.published / 5);
+                let is_away = matches!(behaviour, Behaviour::Flaky { .. });
+                assert!(published < whole || (published == whole && !is_away), "{behaviour:?} {account:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_subscriber_may_leave_before_the_end() {
+        let phase = |name: &str| PhaseSpec {
+            name: name.to_owned(),
+            rate_factor: 1.0,
+            warmup_s: None,
+            duration_s: None,
+        };
+        let mut scenario = Scenario { phases: vec![phase("with"), phase("without")], ..short("steady") };
+        let behaviour = Behaviour::Stalled;
+        scenario.groups.push(Group { behaviour, phases: vec!["with".to_owned()], ..Group::healthy(1) });
+        let outcome = run_against(Fault::Sound, scenario);
+        let (stalled, healthy) = (outcome.others["stalled"], outcome.account.published / 5);
+        assert!(stalled.is_exact() && stalled.received > 0 && stalled.published < healthy, "{stalled:?}");
+    }
+
+    #[test]
+    fn a_closed_loop_ends_and_balances() {
         let load = Load::Saturating { outstanding_bytes_max: 8 << 10 };
         let outcome = run_against(Fault::Sound, Scenario { load, ..short("saturate") });
         assert!(outcome.account.is_exact() && outcome.phases[0].arrived > 0, "{:?}", outcome.account);
+        let per_s = std::num::NonZeroU64::new(500).unwrap();
+        let outcome = run_against(Fault::Sound, Scenario { load: Load::Closed { per_s }, ..short("steady") });
+        let account = outcome.account;
+        assert!(account.is_exact() && account.published > 5 && account.published <= 5 * 126, "{account:?}");
     }
 
     #[test]
@@ -609,11 +776,11 @@ mod tests {
     #[test]
     fn an_interrupted_run_ends() {
         let endpoint = Endpoint::parse(&serve(Fault::Sound)).unwrap();
-        let target = Target { endpoint, dialect: Dialect::Tidewire, server_pid: None, reader_threads: 1 };
         let interrupted = AtomicBool::new(false);
         let mut on_progress =
-            |at: Duration, _: &str| interrupted.store(at > Duration::ZERO, Ordering::Relaxed);
-        let scenario = Scenario { duration: Duration::from_secs(3_600), ..short("steady") };
-        assert_eq!(run(&scenario, &target, &interrupted, &mut on_progress).unwrap_err(), INTERRUPTED);
+            |it: &Progress<'_>| interrupted.store(it.at > Duration::ZERO, Ordering::Relaxed);
+        let scenario = Scenario { duration_s: Duration::from_secs(3_600), ..short("steady") };
+        let end = run(&scenario, &Target::new(endpoint), &interrupted, &mut on_progress);
+        assert_eq!(end.unwrap_err(), INTERRUPTED);
     }
 }

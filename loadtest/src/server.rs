@@ -32,7 +32,7 @@ pub(crate) struct Launch {
     /// Its `--workers`.
     pub workers: usize,
     /// Settings that the scenario needs, by key. An argument for the same key wins.
-    pub settings: Vec<(&'static str, String)>,
+    pub settings: Vec<(String, String)>,
     /// Further arguments of `serve`.
     pub arguments: Vec<String>,
 }
@@ -67,6 +67,16 @@ impl Launch {
              or name it with --server-bin FILE, or use a running server with --url ws://HOST:PORT/ws"
                 .to_owned()
         })
+    }
+
+    /// The command line, for people.
+    pub(crate) fn in_a_line(&self) -> String {
+        let mut line = format!("{} serve --workers {}", self.binary.display(), self.workers);
+        for argument in &self.arguments {
+            line.push(' ');
+            line.push_str(argument);
+        }
+        line
     }
 
     /// Starts the server on a free port of 127.0.0.1 and waits until it has printed its address.
@@ -146,6 +156,27 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// A server's process that stands still. It goes on when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    /// Stops it.
+    pub(crate) fn stop(pid: Option<u32>) -> Result<Self, String> {
+        let pid = pid.and_then(proc::pid).ok_or_else(|| {
+            "stop_server_ms: the server's process is not known; name it with --server-pid".to_owned()
+        })?;
+        kill_process(pid, Signal::STOP).map_err(|error| format!("stop_server_ms: {error}"))?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 

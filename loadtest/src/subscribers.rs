@@ -3,21 +3,21 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::OnceLock;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::{Clock, nanos};
+use crate::codecs;
 use crate::control::{Event, Request};
-use crate::data::{FrameHead, read_frame};
+use crate::data::{FrameHead, Run, read_frame};
 use crate::dialect::{Dialect, Peer};
 use crate::ledger::{Account, Ledger};
-use crate::measure::{Recorder, Seen};
+use crate::measure::{Counters, Recorder};
 use crate::poll::Poll;
+use crate::scenario::{Behaviour, Codec, Group, Policy};
 use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, Progress, READ_BUFFER_BYTES};
-
-/// The only codec that this generator reads so far.
-pub(crate) const SUBPROTOCOL: &str = "tidewire.v1";
 
 /// Longest sleep of a reader: how soon it sees that the publishers have stopped.
 const TURN: Duration = Duration::from_millis(20);
@@ -29,13 +29,19 @@ pub(crate) const QUIET: Duration = Duration::from_secs(3);
 /// Newest sequence of each channel.
 pub(crate) type Heads = HashMap<u32, u64>;
 
-/// The delivery options of a subscription.
+/// How a subscriber subscribes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Options {
+    /// Data codec.
+    pub codec: Codec,
     /// `policy`.
-    pub policy: Option<&'static str>,
+    pub policy: Option<Policy>,
     /// `max_delay_ms`.
     pub max_delay_ms: Option<u32>,
+    /// `max_age_ms`.
+    pub max_age_ms: Option<u32>,
+    /// `max_rate_hz`.
+    pub max_rate_hz: Option<f64>,
     /// `SO_RCVBUF`.
     pub receive_buffer_bytes: Option<usize>,
     /// What the server speaks.
@@ -45,6 +51,24 @@ pub(crate) struct Options {
     /// Subscribed while something is published: where the server does not say with which sequence its stream begins, the
     /// first one that comes counts.
     pub joins_late: bool,
+}
+
+impl Options {
+    /// Of the group's members.
+    pub(crate) fn of(group: &Group, dialect: Dialect, publishers: u32) -> Self {
+        let Group { codec, policy, max_delay_ms, max_age_ms, max_rate_hz, receive_buffer_bytes, .. } = *group;
+        Self {
+            codec,
+            policy,
+            max_delay_ms,
+            max_age_ms,
+            max_rate_hz,
+            receive_buffer_bytes,
+            dialect,
+            publishers,
+            joins_late: group.behaviour != Behaviour::Healthy,
+        }
+    }
 }
 
 /// One subscriber.
@@ -62,9 +86,8 @@ struct Books {
     ledgers: Vec<(u32, Ledger)>,
     /// Where the last frame's channel was found: mostly the next one's too.
     last: usize,
+    codec: Codec,
     subscribed: bool,
-    /// Whether the parts of the latency are recorded from this subscriber's frames.
-    watched: bool,
 }
 
 impl Subscriber {
@@ -72,16 +95,19 @@ impl Subscriber {
     pub(crate) fn open(
         endpoint: &Endpoint,
         channel: &str,
-        options: Options,
+        options: &Options,
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
         if options.dialect != Dialect::Tidewire {
             return Self::open_peer(endpoint, options, buffer);
         }
-        let mut connection = Connection::open(endpoint, Some(SUBPROTOCOL), options.receive_buffer_bytes)?;
-        let Options { policy, max_delay_ms, .. } = options;
-        connection.send_text(&Request::Subscribe { id: 1, channel, policy, max_delay_ms }.to_json())?;
-        let mut books = Books::default();
+        let Options { codec, policy, max_delay_ms, max_age_ms, max_rate_hz, receive_buffer_bytes, .. } =
+            *options;
+        let mut connection = Connection::open(endpoint, Some(codec.subprotocol()), receive_buffer_bytes)?;
+        let policy = policy.map(Policy::label);
+        let request = Request::Subscribe { id: 1, channel, policy, max_delay_ms, max_age_ms, max_rate_hz };
+        connection.send_text(&request.to_json())?;
+        let mut books = Books { codec, ..Books::default() };
         // Frames may follow the answer in the same read; the books take them as well.
         connection.wait_for(buffer, |message| {
             books.on_message(message, None)?;
@@ -90,18 +116,13 @@ impl Subscriber {
         Ok(Self { connection, books, peer: None })
     }
 
-    fn open_peer(endpoint: &Endpoint, options: Options, buffer: &mut [u8]) -> Result<Self, Ended> {
-        let Options { dialect, receive_buffer_bytes, publishers, joins_late, .. } = options;
+    fn open_peer(endpoint: &Endpoint, options: &Options, buffer: &mut [u8]) -> Result<Self, Ended> {
+        let Options { dialect, receive_buffer_bytes, publishers, joins_late, .. } = *options;
         let ledgers = (0..publishers).map(|publisher| (publisher, Ledger::without_notices(joins_late)));
         let mut books = Books { ledgers: ledgers.collect(), ..Books::default() };
         let (connection, peer) =
             Peer::subscribe(dialect, endpoint, receive_buffer_bytes, &mut books.ledgers, buffer)?;
         Ok(Self { connection, books, peer: Some(peer) })
-    }
-
-    /// Records the parts of the latency from this one's frames.
-    pub(crate) fn watch(&mut self) {
-        self.books.watched = true;
     }
 
     /// Sends a close frame and goes, without waiting for the answer.
@@ -120,7 +141,8 @@ impl Subscriber {
         self.books.ledgers.iter().map(|(_, ledger)| ledger.progress()).sum()
     }
 
-    fn is_settled(&self, heads: &Heads) -> bool {
+    /// Whether everything up to the heads has come or has been announced.
+    pub(crate) fn is_settled(&self, heads: &Heads) -> bool {
         self.books
             .ledgers
             .iter()
@@ -138,39 +160,62 @@ impl Subscriber {
         sum
     }
 
-    /// Reads on, blocking, until everything up to the heads is accounted for or nothing comes any more.
-    pub(crate) fn catch_up(&mut self, heads: &Heads, clock: Clock, buffer: &mut [u8]) -> Result<(), Ended> {
-        self.connection.stream.set_read_timeout(Some(TURN))?;
-        let mut quiet_from = clock.now_ns();
-        while !self.is_settled(heads) && clock.now_ns() - quiet_from < nanos(QUIET) {
-            let Self { connection, books, peer } = self;
-            let read = match peer {
-                None => connection.read(buffer, |message| books.on_message(message, None)),
-                Some(peer) => connection
-                    .read_bytes(buffer, |bytes, out| peer.take(bytes, out, &mut books.ledgers, None)),
-            };
-            if read? != Progress::Idle {
-                quiet_from = clock.now_ns();
-            }
-        }
-        Ok(())
+    /// Of each channel the newest sequence before the subscription.
+    pub(crate) fn heads_at_start(&self) -> Heads {
+        let ledgers = self.books.ledgers.iter();
+        ledgers.map(|(channel, ledger)| (*channel, ledger.first().saturating_sub(1))).collect()
     }
 
-    fn read(&mut self, buffer: &mut [u8], clock: Clock, recorder: &mut Recorder) -> Result<Progress, Ended> {
+    /// Whether it knows of nothing that has neither come nor been announced.
+    pub(crate) fn is_even(&self) -> bool {
+        self.books.ledgers.iter().all(|(_, ledger)| ledger.is_even())
+    }
+
+    /// Closes the books over what it knows of: it goes before the publishers have stopped.
+    pub(crate) fn close_here(&self) -> Account {
+        let mut sum = Account::default();
+        for (_, ledger) in &self.books.ledgers {
+            sum += ledger.close_here();
+        }
+        sum
+    }
+
+    /// From here on reads return at once.
+    pub(crate) fn set_nonblocking(&mut self) -> io::Result<()> {
+        self.connection.set_nonblocking()
+    }
+
+    /// The socket, to register for events.
+    pub(crate) const fn stream(&self) -> &TcpStream {
+        &self.connection.stream
+    }
+
+    /// Reads once: how many bytes.
+    pub(crate) fn read_at_most(
+        &mut self,
+        bytes_max: usize,
+        buffer: &mut [u8],
+        clock: Clock,
+        recorder: &mut Recorder,
+    ) -> Result<usize, Ended> {
         let Self { connection, books, peer } = self;
-        if let Some(peer) = peer {
-            return connection.read_bytes(buffer, |bytes, out| {
+        let mut arrived = false;
+        let progress = match peer {
+            None => connection.read_at_most(bytes_max, buffer, |message| {
+                // One reading of the clock for all messages of a read: they arrived together.
+                if !std::mem::replace(&mut arrived, true) {
+                    recorder.set_arrival(clock.now_ns());
+                }
+                books.on_message(message, Some(recorder))
+            }),
+            Some(peer) => connection.read_bytes_at_most(bytes_max, buffer, |bytes, out| {
                 recorder.set_arrival(clock.now_ns());
                 peer.take(bytes, out, &mut books.ledgers, Some(recorder))
-            });
-        }
-        let mut arrived = false;
-        connection.read(buffer, |message| {
-            // One reading of the clock for all messages of a read: they arrived together.
-            if !std::mem::replace(&mut arrived, true) {
-                recorder.set_arrival(clock.now_ns());
-            }
-            books.on_message(message, Some(recorder))
+            }),
+        };
+        Ok(match progress? {
+            Progress::Read(bytes) => bytes,
+            Progress::Idle => 0,
         })
     }
 }
@@ -178,8 +223,12 @@ impl Subscriber {
 impl Books {
     fn on_message(&mut self, message: Message<'_>, recorder: Option<&mut Recorder>) -> Result<(), Ended> {
         match message.opcode {
-            Opcode::Binary => self.on_frame(message.payload, recorder),
-            Opcode::Text => self.on_event(message.payload),
+            Opcode::Binary if self.codec == Codec::Protobuf => self.on_frame(message.payload, recorder),
+            Opcode::Binary => self.on_decoded(codecs::read_msgpack(message.payload), recorder),
+            Opcode::Text if self.codec == Codec::Json && codecs::is_json_frame(message.payload) => {
+                self.on_decoded(codecs::read_json(message.payload), recorder)
+            }
+            Opcode::Text => self.on_event(message.payload, recorder),
             Opcode::Close | Opcode::Ping | Opcode::Pong => Ok(()),
         }
     }
@@ -188,17 +237,9 @@ impl Books {
         let unexpected = |error| Ended::Unexpected(format!("the server sent a bad frame: {error}"));
         let head: FrameHead;
         match recorder {
-            Some(recorder) if self.watched => {
-                head = read_frame(payload, |run| {
-                    recorder.record(run);
-                    recorder.watch(run);
-                })
-                .map_err(unexpected)?;
-                recorder.end_frame(&head);
-            }
             Some(recorder) => {
                 head = read_frame(payload, |run| recorder.record(run)).map_err(unexpected)?;
-                recorder.end_frame(&head);
+                recorder.count(head.count);
             }
             None => head = read_frame(payload, |_| ()).map_err(unexpected)?,
         }
@@ -206,7 +247,25 @@ impl Books {
         Ok(())
     }
 
-    fn on_event(&mut self, payload: &[u8]) -> Result<(), Ended> {
+    /// A frame of a codec that is decoded as a whole.
+    fn on_decoded(
+        &mut self,
+        decoded: Result<(FrameHead, Vec<Run>), String>,
+        recorder: Option<&mut Recorder>,
+    ) -> Result<(), Ended> {
+        let (head, runs) =
+            decoded.map_err(|error| Ended::Unexpected(format!("the server sent a bad frame: {error}")))?;
+        if let Some(recorder) = recorder {
+            for run in runs {
+                recorder.record(run);
+            }
+            recorder.count(head.count);
+        }
+        self.ledger(head.channel)?.on_frame(head.epoch, head.first, head.last, head.count);
+        Ok(())
+    }
+
+    fn on_event(&mut self, payload: &[u8], recorder: Option<&mut Recorder>) -> Result<(), Ended> {
         match Event::parse(payload).map_err(Ended::Unexpected)? {
             Event::Subscribed { channels } => {
                 self.subscribed = true;
@@ -215,14 +274,22 @@ impl Books {
                     .map(|channel| (channel.channel, Ledger::new(channel.epoch, channel.seq)))
                     .collect();
             }
-            Event::Gap { channel, count } => self.ledger(channel)?.on_gap(count),
+            Event::Channel(channel) => {
+                self.ledgers.push((channel.channel, Ledger::new(channel.epoch, channel.seq)));
+            }
+            Event::Gap { channel, count } => {
+                if let Some(recorder) = recorder {
+                    recorder.on_gap(count);
+                }
+                self.ledger(channel)?.on_gap(count);
+            }
             Event::Error { code, message } => {
                 return Err(Ended::Unexpected(format!("the server refused a request: {code}: {message}")));
             }
             Event::Goodbye { reason } => {
                 return Err(Ended::Unexpected(format!("the server said goodbye: {reason}")));
             }
-            Event::Advertised(_) | Event::Ack { .. } | Event::Unused => {}
+            Event::Advertised(_) | Event::Ack { .. } | Event::Pong { .. } | Event::Unused => {}
         }
         Ok(())
     }
@@ -246,13 +313,15 @@ pub(crate) struct Shared {
     pub heads: OnceLock<Heads>,
     /// The run is given up.
     pub abort: AtomicBool,
+    /// What is counted while it goes on.
+    pub counters: Arc<Counters>,
 }
 
 /// What a thread of subscribers saw.
 #[derive(Debug, Default)]
 pub(crate) struct Readout {
-    /// One for each window.
-    pub seen: Vec<Seen>,
+    /// Samples that arrived within each window.
+    pub arrived: Vec<u64>,
     /// Sum of the books of all subscribers that were connected to the end.
     pub account: Account,
     /// Why the others were not.
@@ -282,7 +351,7 @@ pub(crate) fn read_all(
         for index in 0..poll.wait(TURN)? {
             let token = poll.token(index);
             let subscriber = &mut subscribers[token];
-            match subscriber.read(&mut buffer, clock, &mut recorder) {
+            match subscriber.read_at_most(usize::MAX, &mut buffer, clock, &mut recorder) {
                 Ok(_) => heard = true,
                 Err(why) => {
                     poll.remove(&subscriber.connection.stream)?;
@@ -310,8 +379,8 @@ pub(crate) fn read_all(
             for subscriber in alive() {
                 account += subscriber.close(heads);
             }
-            let seen = recorder.finish(now_ns);
-            return Ok(Readout { seen, account, ended: gone.into_iter().flatten().collect() });
+            let arrived = recorder.finish(now_ns);
+            return Ok(Readout { arrived, account, ended: gone.into_iter().flatten().collect() });
         }
     }
 }

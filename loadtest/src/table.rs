@@ -1,11 +1,13 @@
-//! A report as text for a terminal: one table, a second one that explains the latency, notes. Pure.
+//! Results as text for a terminal: one table of medians, a second one that explains the latency, notes. Pure.
 
 use std::fmt::Write as _;
 
 use crate::ledger::Account;
-use crate::report::{Bottleneck, Percentiles, PhaseResult, Report, ScenarioResult, Side};
+use crate::proc;
+use crate::result::{Bottleneck, PhaseResult, Repetition, RunFile, ScenarioResult, Side, StageSource};
+use crate::run::Live;
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "scenario",
     "msg/s asked",
     "got",
@@ -13,6 +15,7 @@ const COLUMNS: [&str; 14] = [
     "p50",
     "p90",
     "p99",
+    "min..max",
     "p99.9",
     "max",
     "gaps",
@@ -22,40 +25,89 @@ const COLUMNS: [&str; 14] = [
     "bottleneck",
 ];
 
-/// The table. Gaps and losses are samples, of the whole scenario, so they stand in the line of its last phase.
-pub(crate) fn table(report: &Report) -> String {
-    let rows = report.results.iter().flat_map(|result| {
-        let last = result.phases.len() - 1;
-        result.phases.iter().enumerate().map(move |(index, phase)| row(result, phase, index == last))
+/// All of it.
+pub(crate) fn text(file: &RunFile) -> String {
+    format!("{}\n{}\n{}{}", table(file), stages(file), notes(file), caption(file))
+}
+
+/// The table: medians of the repetitions, and what p99 went from and to. Gaps and losses are samples, of the whole scenario
+/// and all repetitions, so they stand in the line of its last phase.
+fn table(file: &RunFile) -> String {
+    let rows = file.results.iter().flat_map(|result| {
+        let count = result.repetitions.first().map_or(0, |it| it.phases.len());
+        (0..count).map(move |index| row(file, result, index, index + 1 == count))
     });
     aligned(COLUMNS, rows)
 }
 
+/// The same phase of each repetition.
+fn phases(result: &ScenarioResult, index: usize) -> Vec<&PhaseResult> {
+    result.repetitions.iter().filter_map(|it| it.phases.get(index)).collect()
+}
+
+/// The middle one; of an even number the lower of the two in the middle, so that it is one that was measured.
+fn median(mut figures: Vec<f64>) -> Option<f64> {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len().saturating_sub(1) / 2).copied()
+}
+
+fn median_of(phases: &[&PhaseResult], figure: impl Fn(&PhaseResult) -> Option<f64>) -> Option<f64> {
+    median(phases.iter().filter_map(|phase| figure(phase)).collect())
+}
+
 /// The parts of the latency: a second, smaller table.
-pub(crate) fn stages(report: &Report) -> String {
-    let phases = report.results.iter().flat_map(|result| &result.phases);
-    let rows = phases.filter(|phase| phase.latency.count > 0).map(|phase| {
-        let both = |it: Percentiles| format!("{} / {}", time(it.p50), time(it.p99));
-        [
-            phase.label.clone(),
-            both(phase.lateness),
-            both(phase.to_received),
-            both(phase.batch_wait),
-            both(phase.delivery),
-            phase.server_cpu_s_per_million.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.3}")),
-        ]
+fn stages(file: &RunFile) -> String {
+    let lines = file.results.iter().flat_map(|result| {
+        let count = result.repetitions.first().map_or(0, |it| it.phases.len());
+        (0..count).map(move |index| (result, index))
+    });
+    let rows = lines.filter_map(|(result, index)| {
+        let phases = phases(result, index);
+        if phases.iter().all(|phase| phase.latency.count == 0) {
+            return None;
+        }
+        let part = |name: &str| {
+            let of = |phase: &PhaseResult| phase.stages.iter().find(|it| it.name == name).cloned();
+            let Some(stage) = phases.iter().find_map(|phase| of(phase)) else { return "-".to_owned() };
+            let mean = median_of(&phases, |phase| Some(of(phase)?.latency.mean)).unwrap_or(0.0);
+            let p99 = median_of(&phases, |phase| Some(of(phase)?.latency.p99 as f64)).unwrap_or(0.0);
+            match stage.source {
+                StageSource::Remainder => nanos(mean),
+                StageSource::Server | StageSource::Generator => format!("{} / {}", nanos(mean), nanos(p99)),
+            }
+        };
+        let seconds = median_of(&phases, |phase| phase.server_cpu_s_per_million);
+        Some([
+            label(file, result, index),
+            part("generator_late"),
+            part("source_to_received"),
+            part("batch_wait"),
+            part("outbox_wait"),
+            part("kernel_to_arrival"),
+            nanos(median_of(&phases, |phase| Some(phase.latency.mean)).unwrap_or(0.0)),
+            seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.3}")),
+        ])
     });
     aligned(STAGE_COLUMNS, rows)
 }
 
-const STAGE_COLUMNS: [&str; 6] = [
-    "p50 / p99 of stages",
+const STAGE_COLUMNS: [&str; 8] = [
+    "mean / p99 of parts",
     "generator late",
-    "schedule to server",
+    "to server",
     "batch wait",
-    "sealed to arrival",
+    "outbox wait",
+    "to arrival",
+    "sum",
     "server CPU s per 1M deliveries",
 ];
+
+/// Scenario and phase; the server's name in front where there are several.
+fn label(file: &RunFile, result: &ScenarioResult, index: usize) -> String {
+    let label = result.scenario.label(index);
+    let one = file.results.iter().all(|it| it.subject.name == result.subject.name);
+    if one { label } else { format!("{}: {label}", result.subject.name) }
+}
 
 /// Columns as wide as they need to be: names to the left, figures to the right.
 fn aligned<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
@@ -88,99 +140,199 @@ fn aligned<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [Strin
     text
 }
 
-fn row(result: &ScenarioResult, phase: &PhaseResult, last: bool) -> [String; COLUMNS.len()] {
-    let latency = |nanos: u64| if phase.latency.count == 0 { "-".to_owned() } else { time(nanos) };
-    let account = result.account;
-    let stalled = result.stalled.unwrap_or_default();
-    let samples = |count: u64| if last { grouped(count) } else { String::new() };
-    let asked = match phase.asked_messages_per_s {
-        Some(per_s) => grouped(per_s),
-        None => "max".to_owned(),
+fn row(file: &RunFile, result: &ScenarioResult, index: usize, last: bool) -> [String; COLUMNS.len()] {
+    let phases = phases(result, index);
+    let latency = |figure: fn(&PhaseResult) -> u64| {
+        let seen = |phase: &PhaseResult| (phase.latency.count > 0).then(|| figure(phase) as f64);
+        median_of(&phases, seen).map_or_else(|| "-".to_owned(), nanos)
     };
-    let lost = [account, stalled].iter().map(|it| it.unannounced + it.excess + it.irregular).sum();
+    let p99 = || phases.iter().filter(|it| it.latency.count > 0).map(|it| it.latency.p99);
+    let spread = match (p99().min(), p99().max()) {
+        (Some(min), Some(max)) if phases.len() > 1 => format!("{}..{}", time(min), time(max)),
+        _ => "-".to_owned(),
+    };
+    let (mut announced, mut lost) = (0, 0);
+    for account in result.repetitions.iter().flat_map(|it| it.others.values().chain([&it.account])) {
+        announced += account.announced;
+        lost += account.unannounced + account.excess + account.irregular;
+    }
+    let samples = |count: u64| if last { grouped(count) } else { String::new() };
+    let per_s = |figure: fn(&PhaseResult) -> f64| {
+        median_of(&phases, |phase| Some(figure(phase))).map_or_else(|| "-".to_owned(), rate)
+    };
     [
-        phase.label.clone(),
-        asked,
-        rate(phase.messages_per_s),
-        rate(phase.deliveries_per_s),
-        latency(phase.latency.p50),
-        latency(phase.latency.p90),
-        latency(phase.latency.p99),
-        latency(phase.latency.p999),
-        latency(phase.latency.max),
-        samples(account.announced + stalled.announced),
+        label(file, result, index),
+        median_of(&phases, |phase| phase.asked_messages_per_s).map_or_else(|| "max".to_owned(), rate),
+        per_s(|phase| phase.messages_per_s),
+        per_s(|phase| phase.deliveries_per_s),
+        latency(|phase| phase.latency.p50),
+        latency(|phase| phase.latency.p90),
+        latency(|phase| phase.latency.p99),
+        spread,
+        latency(|phase| phase.latency.p999),
+        latency(|phase| phase.latency.max),
+        samples(announced),
         samples(lost),
-        side(&phase.server),
-        side(&phase.client),
-        phase.bottleneck.label().to_owned(),
+        side(&phases, |phase| &phase.server),
+        side(&phases, |phase| &phase.client),
+        bottleneck(&phases).label().to_owned(),
     ]
 }
 
+/// The one found most often; of those found as often the first.
+fn bottleneck(phases: &[&PhaseResult]) -> Bottleneck {
+    let mut best = (0, Bottleneck::Neither);
+    for phase in phases {
+        let count = phases.iter().filter(|it| it.bottleneck == phase.bottleneck).count();
+        if count > best.0 {
+            best = (count, phase.bottleneck);
+        }
+    }
+    best.1
+}
+
 /// What the table has no column for.
-pub(crate) fn notes(report: &Report) -> String {
+fn notes(file: &RunFile) -> String {
     let mut text = String::new();
-    for result in &report.results {
-        for phase in &result.phases {
-            let mut note = |line: String| {
-                let _ = writeln!(text, "{}: {line}", phase.label);
+    for result in &file.results {
+        let count = result.repetitions.first().map_or(0, |it| it.phases.len());
+        for index in 0..count {
+            notes_of_phase(&mut text, &label(file, result, index), &phases(result, index));
+        }
+        let name = &result.scenario.name;
+        for (index, repetition) in result.repetitions.iter().enumerate() {
+            let name = match result.repetitions.len() {
+                1 => name.clone(),
+                _ => format!("{name} #{}", index + 1),
             };
-            match phase.bottleneck {
-                Bottleneck::Generator | Bottleneck::Both => note(format!(
-                    "the generator was a bottleneck (busiest thread {}, late by p99 {}): these are lower bounds and no verdict",
-                    percent(phase.client.busiest_thread),
-                    time(phase.lateness.p99)
-                )),
-                Bottleneck::Machine => note(format!(
-                    "all CPUs of the machine were busy: other work is in these figures (stolen {}; the server was \
-                     without a CPU that it wanted {} of the time, the generator {})",
-                    percent(phase.machine_steal),
-                    percent(phase.server.waiting),
-                    percent(phase.client.waiting)
-                )),
-                Bottleneck::Neither | Bottleneck::Server => {}
-            }
-        }
-        let name = result.scenario.name;
-        let mut note = |line: String| {
-            let _ = writeln!(text, "{name}: {line}");
-        };
-        if let Some(ratio) = result.p99_ratio {
-            note(format!("p99 of the healthy with the stalled one is {ratio:.2} x that without"));
-        }
-        if let Some(account) = result.stalled {
-            note(format!("the stalled one: {}", books(&account)));
-        }
-        if let Some(churn) = &result.churn {
-            note(format!(
-                "{} visits, {} failed; connect to subscribed p50 {}, p99 {}{}",
-                grouped(churn.to_subscribed.count + churn.failed),
-                churn.failed,
-                time(churn.to_subscribed.p50),
-                time(churn.to_subscribed.p99),
-                churn.failures.iter().map(|why| format!("; {why}")).collect::<String>()
-            ));
-        }
-        if let Some(bytes) = result.idle_bytes_per_connection {
-            note(format!(
-                "{:.2} KiB of the server's resident memory for each of {} connections",
-                bytes / 1024.0,
-                grouped(result.scenario.connections() as u64)
-            ));
-        }
-        if result.refused > 0 {
-            note(format!("the server did not take {} samples", grouped(result.refused)));
-        }
-        for (what, times) in &result.refusals {
-            note(format!("{times} x error {what}"));
-        }
-        for why in &result.ended {
-            note(format!("a connection ended early: {why}"));
-        }
-        if !result.account.is_exact() {
-            note(format!("THE BOOKS DO NOT BALANCE: {}", books(&result.account)));
+            notes_of(&mut text, &name, result, repetition);
         }
     }
     text
+}
+
+fn notes_of_phase(text: &mut String, label: &str, phases: &[&PhaseResult]) {
+    let mut note = |line: String| {
+        let _ = writeln!(text, "{label}: {line}");
+    };
+    let share = |figure: fn(&PhaseResult) -> Option<f64>| percent(median_of(phases, figure));
+    match bottleneck(phases) {
+        Bottleneck::Generator | Bottleneck::Both => note(format!(
+            "the generator was a bottleneck (busiest thread {}, late by p99 {}): these are lower bounds and no verdict",
+            share(|phase| phase.client.busiest_thread),
+            nanos(median_of(phases, |phase| Some(phase.lateness.p99 as f64)).unwrap_or(0.0)),
+        )),
+        Bottleneck::Machine => note(format!(
+            "all CPUs of the machine were busy: other work is in these figures (stolen {}; the server was \
+             without a CPU that it wanted {} of the time, the generator {})",
+            share(|phase| phase.machine_steal),
+            share(|phase| phase.server.waiting),
+            share(|phase| phase.client.waiting),
+        )),
+        Bottleneck::Neither | Bottleneck::Server => {}
+    }
+    let behaviours = phases.first().into_iter().flat_map(|phase| phase.age.keys());
+    for behaviour in behaviours {
+        let age = |figure: fn(&crate::result::Percentiles) -> u64| {
+            nanos(
+                median_of(phases, |phase| phase.age.get(behaviour).map(|it| figure(it) as f64))
+                    .unwrap_or(0.0),
+            )
+        };
+        note(format!(
+            "age of what {behaviour} subscribers read: p50 {}, p99 {}, max {}",
+            age(|it| it.p50),
+            age(|it| it.p99),
+            age(|it| it.max)
+        ));
+    }
+}
+
+fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: &Repetition) {
+    let mut note = |line: String| {
+        let _ = writeln!(text, "{name}: {line}");
+    };
+    if let ([without, with], true) = (repetition.phases.as_slice(), result.scenario.name == "slow_reader")
+        && without.latency.p99 > 0
+    {
+        let ratio = with.latency.p99 as f64 / without.latency.p99 as f64;
+        note(format!("p99 of the healthy with the stalled one is {ratio:.2} x that without"));
+    }
+    for (behaviour, account) in &repetition.others {
+        note(format!("books of {behaviour} subscribers: {}", books(account)));
+    }
+    if let Some(visits) = &repetition.visits {
+        note(format!(
+            "{} connections/s, {} in all, {} failed; set up in p50 {}, p99 {}{}",
+            rate(visits.per_s),
+            grouped(visits.set_up.count + visits.failed),
+            visits.failed,
+            time(visits.set_up.p50),
+            time(visits.set_up.p99),
+            visits.failures.iter().map(|why| format!("; {why}")).collect::<String>()
+        ));
+    }
+    if let Some(bytes) = repetition.idle_bytes_per_connection {
+        note(format!(
+            "{:.2} KiB of the server's resident memory for each of {} connections",
+            bytes / 1024.0,
+            grouped(result.scenario.connections() as u64)
+        ));
+    }
+    if let Some(clock) = repetition.clock {
+        note(format!(
+            "the server's clock is {:.3} ms ahead of this one, give or take {:.3} ms; it drifted {:.3} ms meanwhile. \
+             Latency needs no correction, since this clock gives both of its instants",
+            clock.offset_ns as f64 / 1e6,
+            clock.error_ns as f64 / 1e6,
+            clock.drift_ns as f64 / 1e6
+        ));
+    }
+    if repetition.refused > 0 {
+        note(format!("the server did not take {} samples", grouped(repetition.refused)));
+    }
+    for (what, times) in &repetition.refusals {
+        note(format!("{times} x error {what}"));
+    }
+    for why in &repetition.ended {
+        note(format!("a connection ended early: {why}"));
+    }
+    if !repetition.account.is_exact() {
+        note(format!("THE BOOKS DO NOT BALANCE: {}", books(&repetition.account)));
+    }
+}
+
+/// Under the table: what the figures are of.
+fn caption(file: &RunFile) -> String {
+    let mut text = String::new();
+    let mut seen: Vec<&str> = Vec::new();
+    for subject in file.results.iter().map(|it| &it.subject) {
+        if seen.contains(&subject.name.as_str()) {
+            continue;
+        }
+        seen.push(&subject.name);
+        let note = subject.note.as_ref().map(|it| format!(" ({it})")).unwrap_or_default();
+        let version = subject.version.as_ref().map(|it| format!(" {it}")).unwrap_or_default();
+        let _ = writeln!(text, "{}{version}{note}: {}", subject.name, subject.command);
+    }
+    let turns = file.results.iter().map(|it| it.repetitions.len()).max().unwrap_or(0);
+    if turns > 1 {
+        let _ = writeln!(text, "medians of {turns} repetitions, run in turns");
+    }
+    let _ = writeln!(text, "machine: {}", proc::in_a_line(&file.machine));
+    text
+}
+
+/// Figures while a run goes on.
+pub(crate) fn live(live: Live) -> String {
+    let Live { messages_per_s, deliveries_per_s, p99_ns, announced } = live;
+    format!(
+        "  {} msg/s  {} deliveries/s  p99 {}  gaps {}",
+        rate(messages_per_s),
+        rate(deliveries_per_s),
+        time(p99_ns),
+        grouped(announced)
+    )
 }
 
 /// The ledger in words.
@@ -204,9 +356,18 @@ fn books(account: &Account) -> String {
     text
 }
 
-fn side(side: &Side) -> String {
-    let Some(peak) = side.peak_bytes else { return "-".to_owned() };
-    format!("{}, {:.1} MiB", percent(side.cpus), peak as f64 / f64::from(1 << 20))
+fn side(phases: &[&PhaseResult], of: fn(&PhaseResult) -> &Side) -> String {
+    let Some(peak) = median_of(phases, |phase| of(phase).peak_bytes.map(|it| it as f64)) else {
+        return "-".to_owned();
+    };
+    let cpus = median_of(phases, |phase| of(phase).cpus);
+    format!("{}, {:.1} MiB", percent(cpus), peak / f64::from(1 << 20))
+}
+
+/// Nanoseconds.
+fn nanos(nanos: f64) -> String {
+    // Rounded first, and far below 2^53, so the conversion is exact.
+    time(format!("{nanos:.0}").parse().unwrap_or(0))
 }
 
 fn percent(share: Option<f64>) -> String {
@@ -250,8 +411,8 @@ fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture::{outcome, phase, report};
     use crate::run::Outcome;
+    use crate::verdict::fixture::{file, outcome, phase};
 
     #[test]
     fn figures_are_short() {
@@ -279,10 +440,10 @@ mod tests {
         let stalled = Account { published: 50, received: 20, announced: 30, ..Account::default() };
         let outcomes = [
             outcome("steady", vec![phase("steady", 105_000)]),
-            Outcome { stalled: Some(stalled), ..outcome("slow_reader", slow) },
+            Outcome { others: [("stalled".into(), stalled)].into(), ..outcome("slow_reader", slow) },
         ];
-        let report = report(&outcomes);
-        let table = table(&report);
+        let file = file(&outcomes);
+        let table = table(&file);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 2 + 3);
         let ends = |line: &str, cell: &str| line.find(cell).map(|at| at + cell.len());
@@ -290,14 +451,36 @@ mod tests {
         assert!(lines[2].contains("19.8%, 4.0 MiB") && lines[2].contains("495,000"), "{table}");
         let cells: Vec<&str> = lines[4].split_whitespace().collect();
         assert_eq!(cells[..5], ["slow_reader/with", "5,000", "5,000", "495,000", "6.60ms"], "{table}");
-        assert_eq!(cells[9..11], ["30", "0"], "{table}");
-        let notes = notes(&report);
+        assert_eq!(cells[10..12], ["30", "0"], "{table}");
+        let notes = notes(&file);
         assert!(
             notes.contains("1.10 x") && notes.contains("published 50 = received 20 + announced 30"),
             "{notes}"
         );
-        let stages = stages(&report);
+        let stages = stages(&file);
         assert!(stages.lines().nth(2).unwrap().ends_with("0.400"), "{stages}");
-        assert!(report.is_sound());
+    }
+
+    #[test]
+    fn repetitions_become_medians_with_their_spread() {
+        let mut file = file(&[outcome("steady", vec![phase("steady", 105_000)])]);
+        for (latency_ns, bottleneck) in
+            [(3_000_000, Bottleneck::Generator), (1_000_000, Bottleneck::Generator)]
+        {
+            let outcome = outcome("steady", vec![phase("steady", latency_ns)]);
+            let mut again = crate::verdict::repetition(&outcome, &outcome.scenario, 0, 1);
+            again.phases[0].bottleneck = bottleneck;
+            file.results[0].repetitions.push(again);
+        }
+        let text = text(&file);
+        let cells: Vec<&str> = text.lines().nth(2).unwrap().split_whitespace().collect();
+        assert_eq!(
+            (cells[6], cells[7], cells.last()),
+            ("1.00ms", "105us..3.00ms", Some(&"GENERATOR")),
+            "{text}"
+        );
+        assert!(text.contains("lower bounds and no verdict") && text.contains("medians of 3"), "{text}");
+        assert_eq!(median(vec![3.0, 1.0]), Some(1.0));
+        assert_eq!(median(vec![]), None);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub(crate) use self::handshake::Endpoint;
+pub(crate) use self::handshake::{Endpoint, Opening};
 
 mod handshake;
 
@@ -294,9 +294,19 @@ impl Connection {
     pub(crate) fn read(
         &mut self,
         buffer: &mut [u8],
+        on: impl FnMut(Message<'_>) -> Result<(), Ended>,
+    ) -> Result<Progress, Ended> {
+        self.read_at_most(usize::MAX, buffer, on)
+    }
+
+    /// The same, but leaves what is over `bytes_max`, which is not 0, in the socket.
+    pub(crate) fn read_at_most(
+        &mut self,
+        bytes_max: usize,
+        buffer: &mut [u8],
         mut on: impl FnMut(Message<'_>) -> Result<(), Ended>,
     ) -> Result<Progress, Ended> {
-        self.read_bytes(buffer, |bytes, out| take_messages(bytes, out, &mut on))
+        self.read_bytes_at_most(bytes_max, buffer, |bytes, out| take_messages(bytes, out, &mut on))
     }
 
     /// Reads once and hands the bytes to `take`, behind those that it left the last time. It returns how many it has used,
@@ -306,8 +316,19 @@ impl Connection {
         buffer: &mut [u8],
         take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
     ) -> Result<Progress, Ended> {
+        self.read_bytes_at_most(usize::MAX, buffer, take)
+    }
+
+    /// The same, but leaves what is over `bytes_max`, which is not 0, in the socket.
+    pub(crate) fn read_bytes_at_most(
+        &mut self,
+        bytes_max: usize,
+        buffer: &mut [u8],
+        take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
+    ) -> Result<Progress, Ended> {
         let kept = self.carry.len();
-        let count = match self.stream.read(&mut buffer[kept..]) {
+        let end = buffer.len().min(kept.saturating_add(bytes_max));
+        let count = match self.stream.read(&mut buffer[kept..end]) {
             Ok(0) => return Err(Ended::EndOfStream),
             Ok(count) => count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {

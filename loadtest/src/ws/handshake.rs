@@ -1,13 +1,15 @@
 //! The opening handshake of a client (RFC 6455, section 4.1): the URL, the request, and every check of the answer.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha1::{Digest, Sha1};
+use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Ended;
+use super::{Ended, SETUP_TIMEOUT};
 
 /// Longest answer to the upgrade request.
 const RESPONSE_BYTES_MAX: usize = 8 << 10;
@@ -62,6 +64,15 @@ pub(super) fn perform(
     endpoint: &Endpoint,
     subprotocol: Option<&str>,
 ) -> Result<Vec<u8>, Ended> {
+    let (request, key) = request(endpoint, subprotocol);
+    stream.write_all(request.as_bytes())?;
+    let (head, rest) = read_response(stream)?;
+    check_response(&head, &key, subprotocol).map_err(Ended::Refused)?;
+    Ok(rest)
+}
+
+/// A request and its key.
+fn request(endpoint: &Endpoint, subprotocol: Option<&str>) -> (String, String) {
     let key = BASE64.encode(fastrand::u128(..).to_ne_bytes());
     let Endpoint { host, path, .. } = endpoint;
     let offer = subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
@@ -69,10 +80,54 @@ pub(super) fn perform(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
     );
-    stream.write_all(request.as_bytes())?;
-    let (head, rest) = read_response(stream)?;
-    check_response(&head, &key, subprotocol).map_err(Ended::Refused)?;
-    Ok(rest)
+    (request, key)
+}
+
+/// A handshake whose answer is not waited for, of a connection that is dropped with a reset when it has come.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// The socket, to register for events.
+    pub stream: TcpStream,
+    key: String,
+    subprotocol: Option<&'static str>,
+    response: Vec<u8>,
+}
+
+impl Opening {
+    /// Connects, which only the server's kernel has to answer, and asks.
+    pub(crate) fn begin(endpoint: &Endpoint, subprotocol: Option<&'static str>) -> Result<Self, Ended> {
+        let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.connect_timeout(&endpoint.address.into(), SETUP_TIMEOUT)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_linger(Some(Duration::ZERO))?;
+        let (request, key) = request(endpoint, subprotocol);
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(request.as_bytes())?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, key, subprotocol, response: Vec::new() })
+    }
+
+    /// Reads what is there: whether the answer is complete, and right.
+    pub(crate) fn advance(&mut self) -> Result<bool, Ended> {
+        let mut chunk = [0; 2048];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => return Err(Ended::EndOfStream),
+            Ok(count) => self.response.extend_from_slice(&chunk[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(end) = self.response.windows(4).position(|window| window == b"\r\n\r\n") {
+            let head = String::from_utf8_lossy(&self.response[..end + 4]);
+            check_response(&head, &self.key, self.subprotocol).map_err(Ended::Refused)?;
+            return Ok(true);
+        }
+        if self.response.len() > RESPONSE_BYTES_MAX {
+            return Err(Ended::Refused("its HTTP response head does not end".into()));
+        }
+        Ok(false)
+    }
 }
 
 /// The head of the response and the bytes behind it.

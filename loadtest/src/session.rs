@@ -1,0 +1,186 @@
+//! Everything that one call of `run` does: each scenario, several times in turns, a server for each; results to files.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::args::RunArgs;
+use crate::hlog::Log;
+use crate::proc;
+use crate::result::{BuildInfo, FORMAT, RunFile, ScenarioResult};
+use crate::run::{self, Outcome, Progress};
+use crate::scenario::Scenario;
+use crate::source::Source;
+use crate::table;
+use crate::verdict;
+
+/// Runs it all and writes the results: whether all was sound.
+pub(crate) fn run_all(args: &RunArgs) -> Result<bool, String> {
+    let plan = args.plan()?;
+    let source = Source::new(&args.server)?;
+    let interrupted = interruption()?;
+    if let Some(cpu) = args.generator.pin_client {
+        proc::bind(cpu).map_err(|error| format!("--pin-client: {error}"))?;
+    }
+    let mut file = new_file();
+    let mut log = Log::new(Duration::from_secs(file.started_s));
+    let mut problem = None;
+    let total: Duration = plan.iter().map(Scenario::total).sum::<Duration>() * args.repetitions;
+    let bar = Bar::new(total);
+    let mut done = Duration::ZERO;
+    'all: for repetition in 1..=args.repetitions {
+        for scenario in &plan {
+            let turn = if args.repetitions > 1 {
+                format!("{repetition}/{}  ", args.repetitions)
+            } else {
+                String::new()
+            };
+            let mut on_progress = |it: &Progress<'_>| bar.show(done + it.at.min(scenario.total()), &turn, it);
+            let started_s = now_s();
+            match run_once(scenario, &source, args, &interrupted, &mut on_progress) {
+                Ok(outcome) => {
+                    log.add(&outcome).map_err(|error| format!("the histogram log: {error}"))?;
+                    let subject = source.subject(&args.generator, args.label.as_deref());
+                    let once = verdict::repetition(&outcome, scenario, started_s, subject.cpus);
+                    match file.results.iter_mut().find(|it| it.scenario.name == scenario.name) {
+                        Some(result) => result.repetitions.push(once),
+                        None => file.results.push(ScenarioResult {
+                            subject,
+                            scenario: scenario.clone(),
+                            repetitions: vec![once],
+                        }),
+                    }
+                }
+                Err(why) => {
+                    problem = Some(why);
+                    break 'all;
+                }
+            }
+            done += scenario.total();
+        }
+    }
+    bar.end();
+    if let (Some(problem), true) = (&problem, file.results.is_empty()) {
+        return Err(problem.clone());
+    }
+    // What was finished is shown, also if the rest failed.
+    print!("{}", table::text(&file));
+    save_json(&args.json, &file)?;
+    save(&args.hlog, log.bytes())?;
+    match problem {
+        Some(problem) => Err(problem),
+        None => Ok(is_sound(&file)),
+    }
+}
+
+/// One scenario, once, against a server of its own or the one that runs.
+pub(crate) fn run_once(
+    scenario: &Scenario,
+    source: &Source,
+    args: &RunArgs,
+    interrupted: &AtomicBool,
+    on_progress: run::OnProgress<'_>,
+) -> Result<Outcome, String> {
+    let (target, server) = source.target(scenario, &args.generator)?;
+    run::run(scenario, &target, interrupted, on_progress).map_err(|why| {
+        let log = server.map(|server| server.log()).unwrap_or_default();
+        format!("{log}{}: {why}", scenario.name)
+    })
+}
+
+/// Set when the user or the system wants the program to end.
+pub(crate) fn interruption() -> Result<Arc<AtomicBool>, String> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(|error| error.to_string())?;
+    }
+    Ok(interrupted)
+}
+
+/// A file without results.
+pub(crate) fn new_file() -> RunFile {
+    RunFile {
+        format: FORMAT,
+        started_s: now_s(),
+        command: std::env::args().collect(),
+        machine: proc::describe(),
+        generator: BuildInfo::own(),
+        results: Vec::new(),
+        skipped: Vec::new(),
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |it| it.as_secs())
+}
+
+/// Whether every repetition was.
+pub(crate) fn is_sound(file: &RunFile) -> bool {
+    file.results.iter().flat_map(|result| &result.repetitions).all(|it| it.sound)
+}
+
+/// Writes results.
+pub(crate) fn save_json(path: &Path, file: &RunFile) -> Result<(), String> {
+    let mut text = serde_json::to_string_pretty(file).map_err(|error| error.to_string())?;
+    text.push('\n');
+    save(path, text.as_bytes())
+}
+
+/// Writes a file.
+pub(crate) fn save(path: &Path, bytes: &[u8]) -> Result<(), String> {
+    fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
+}
+
+/// Reads results.
+#[expect(dead_code, reason = "for merging")]
+pub(crate) fn load_json(path: &Path) -> Result<RunFile, String> {
+    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+    let text = fs::read(path).map_err(|error| failed(&error))?;
+    let file: RunFile = serde_json::from_slice(&text)
+        .map_err(|error| failed(&format_args!("it is not a result of this program: {error}")))?;
+    if file.format != FORMAT {
+        return Err(failed(&format_args!("it has format {}; this program reads {FORMAT}", file.format)));
+    }
+    Ok(file)
+}
+
+/// Progress and live figures, on a terminal.
+#[derive(Debug)]
+pub(crate) struct Bar(ProgressBar);
+
+impl Bar {
+    /// Of a run that takes so long.
+    pub(crate) fn new(total: Duration) -> Self {
+        let bar = ProgressBar::new(millis(total));
+        // The template is a constant; if it were wrong, indicatif's own would do.
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {percent:>3}%  {wide_msg}") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// Shows how far it is.
+    pub(crate) fn show(&self, at: Duration, turn: &str, progress: &Progress<'_>) {
+        self.0.set_position(millis(at));
+        self.0.set_message(format!(
+            "{turn}{}{}",
+            progress.what,
+            progress.live.map(table::live).unwrap_or_default()
+        ));
+    }
+
+    /// Takes it away.
+    pub(crate) fn end(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

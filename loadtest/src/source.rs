@@ -1,0 +1,169 @@
+//! Where servers come from: one of our own for each repetition, or one that runs already. Starts; measures nothing.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::args::{GeneratorArgs, ServerArgs};
+use crate::proc;
+use crate::result::Subject;
+use crate::run::{self, Target};
+use crate::scenario::{Behaviour, Scenario};
+use crate::server::{Launch, Server};
+use crate::ws::Endpoint;
+
+/// What the server allows by default: room for whoever looks at it meanwhile, and for visitors on their way out.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// A stall that the server bears by default: its write deadline is 10 s.
+const STALL_MAX: Duration = Duration::from_secs(8);
+
+/// Where servers come from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// One of our own for each scenario and repetition, so that none inherits the memory of another's.
+    Own(Launch),
+    /// One that runs already.
+    Running {
+        /// Its address.
+        endpoint: Endpoint,
+        /// As it was given.
+        url: String,
+        /// Its process, if it was given.
+        pid: Option<u32>,
+    },
+}
+
+impl Source {
+    /// As the command line says.
+    pub(crate) fn new(args: &ServerArgs) -> Result<Self, String> {
+        if let Some(url) = &args.url {
+            let endpoint = Endpoint::parse(url).map_err(|error| format!("--url: {error}"))?;
+            return Ok(Self::Running { endpoint, url: url.clone(), pid: args.server_pid });
+        }
+        let all_but_one = proc::cpus().saturating_sub(1).max(1);
+        let workers = match (args.server_workers, args.pin_server) {
+            (Some(workers), _) => workers,
+            (None, Some(_)) => 1,
+            (None, None) => all_but_one,
+        };
+        Ok(Self::Own(Launch {
+            binary: Launch::find_binary(args.server_bin.as_deref())?,
+            cpu: args.pin_server,
+            workers,
+            settings: Vec::new(),
+            arguments: args.server_arg.clone(),
+        }))
+    }
+
+    /// What results call it.
+    pub(crate) fn subject(&self, generator: &GeneratorArgs, label: Option<&str>) -> Subject {
+        let name = "tidewire".to_owned();
+        let (note, generator_cpu) = (label.map(str::to_owned), generator.pin_client);
+        match self {
+            Self::Own(launch) => Subject {
+                name,
+                version: version_of(launch),
+                command: launch.in_a_line(),
+                note,
+                workers: Some(launch.workers),
+                cpu: launch.cpu,
+                cpus: launch.cpu.map_or(launch.workers, |_| 1).min(proc::cpus()),
+                generator_cpu,
+                kept_awake: false,
+            },
+            Self::Running { url, .. } => Subject {
+                name,
+                version: None,
+                command: url.clone(),
+                note,
+                workers: None,
+                cpu: None,
+                cpus: proc::cpus(),
+                generator_cpu,
+                kept_awake: false,
+            },
+        }
+    }
+
+    /// What to run the scenario against, and the server to keep until it is over.
+    pub(crate) fn target(
+        &self,
+        scenario: &Scenario,
+        generator: &GeneratorArgs,
+    ) -> Result<(Target, Option<Server>), String> {
+        let (endpoint, server_pid, server) = match self {
+            Self::Own(launch) => {
+                proc::raise_open_files(scenario.connections() + run::OTHER_FILES)
+                    .map_err(|error| error.to_string())?;
+                let mut launch = launch.clone();
+                launch.settings = settings(scenario);
+                let server = launch.start()?;
+                let endpoint = Endpoint::parse(&server.url).map_err(|error| error.to_string())?;
+                (endpoint, Some(server.pid()), Some(server))
+            }
+            Self::Running { endpoint, pid, .. } => (endpoint.clone(), *pid, None),
+        };
+        let is_elsewhere = !endpoint.address.ip().is_loopback();
+        let target = Target {
+            server_pid,
+            reader_threads: generator.reader_threads,
+            estimates_clock: generator.estimate_clock || is_elsewhere,
+            ..Target::new(endpoint)
+        };
+        Ok((target, server))
+    }
+}
+
+/// As it says itself.
+fn version_of(launch: &Launch) -> Option<String> {
+    let output = Command::new(&launch.binary).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let version = text.split_whitespace().nth(1)?;
+    Some(version.to_owned())
+}
+
+/// Limits that would get into the scenario's way, and what it asks for itself. They travel in the environment, over which
+/// the user's own arguments win.
+fn settings(scenario: &Scenario) -> Vec<(String, String)> {
+    let connections = (2 * scenario.connections()).max(CONNECTIONS_MAX);
+    let mut settings = vec![
+        ("inbound.publish_messages_per_s_max".to_owned(), "0".to_owned()),
+        ("inbound.publish_bytes_per_s_max".to_owned(), "0".to_owned()),
+        ("server.connections_max".to_owned(), connections.to_string()),
+    ];
+    let stall = scenario.groups.iter().map(|group| match group.behaviour {
+        Behaviour::Stalled => scenario.total(),
+        Behaviour::Paused { for_s, .. } => for_s,
+        Behaviour::Healthy | Behaviour::Slow { .. } | Behaviour::Flaky { .. } => Duration::ZERO,
+    });
+    let stall = stall.max().unwrap_or_default();
+    if stall > STALL_MAX {
+        // Long stalls are to be counted, not ended: the server may neither give up writing nor miss the pong.
+        let patience = (stall + scenario.total()).as_millis().to_string();
+        settings.push(("outbox.write_deadline_ms".to_owned(), patience.clone()));
+        settings.push(("server.ping_interval_ms".to_owned(), patience));
+    }
+    settings.retain(|(key, _)| !scenario.server.contains_key(key));
+    settings.extend(scenario.server.clone());
+    settings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenario::named;
+
+    #[test]
+    fn settings_follow_from_the_scenario() {
+        let of = |scenario: &Scenario, key: &str| {
+            settings(scenario).into_iter().find(|it| it.0 == key).map(|it| it.1)
+        };
+        let big = named("big").unwrap();
+        assert_eq!(of(&big, "server.connections_max").as_deref(), Some("20002"));
+        assert_eq!(of(&big, "outbox.write_deadline_ms"), None);
+        let mut stalled = named("slow_reader").unwrap();
+        assert_eq!(of(&stalled, "outbox.write_deadline_ms").as_deref(), Some("44000"));
+        stalled.server.insert("server.connections_max".to_owned(), "7".to_owned());
+        assert_eq!(of(&stalled, "server.connections_max").as_deref(), Some("7"), "the scenario's own wins");
+    }
+}

@@ -1,0 +1,152 @@
+//! The server's own histograms: read from `/api/latency.hlog`, and what was recorded between two readings. A server
+//! without that page has none.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hdrhistogram::Histogram;
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+
+use crate::measure::histogram;
+use crate::ws::Endpoint;
+
+/// How long the server may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Largest page that is read; the server keeps at most 16 MiB of intervals.
+const PAGE_BYTES_MAX: usize = 32 << 20;
+
+/// How the answer begins.
+const OK: &[u8] = b"HTTP/1.1 200 ";
+
+/// Histograms by stage, since the server's start or between two readings.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ServerStages(pub BTreeMap<String, Histogram<u64>>);
+
+/// A page as it came. Reading it apart is left for when nothing is measured.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Page(Vec<u8>);
+
+impl Page {
+    /// Fetches it; empty if the server has none.
+    pub(crate) fn fetch(endpoint: &Endpoint) -> io::Result<Self> {
+        let mut stream = TcpStream::connect_timeout(&endpoint.address, TIMEOUT)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        let request = format!(
+            "GET /api/latency.hlog HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+            endpoint.address
+        );
+        stream.write_all(request.as_bytes())?;
+        let (mut response, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        loop {
+            let count = stream.read(&mut chunk)?;
+            response.extend_from_slice(&chunk[..count]);
+            let is_ok = response.len() < OK.len() || response.starts_with(OK);
+            if count == 0 || !is_ok || response.len() > PAGE_BYTES_MAX {
+                return Ok(Self(response));
+            }
+        }
+    }
+}
+
+impl ServerStages {
+    /// What the page says; nothing if it is not one.
+    pub(crate) fn of(page: &Page) -> Self {
+        parse_response(&page.0).unwrap_or_default()
+    }
+
+    /// What was recorded after `earlier`. A stage whose counts went down is of another life of the server: all of it is new.
+    pub(crate) fn since(mut self, earlier: &Self) -> Self {
+        for (stage, histogram) in &mut self.0 {
+            if let Some(before) = earlier.0.get(stage) {
+                let mut rest = histogram.clone();
+                if rest.subtract(before).is_ok() {
+                    *histogram = rest;
+                }
+            }
+        }
+        self
+    }
+}
+
+/// The page in an HTTP response.
+fn parse_response(response: &[u8]) -> Option<ServerStages> {
+    let end = response.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&response[..end]).ok()?;
+    let is_chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding:");
+    if !response.starts_with(OK) || is_chunked {
+        return None;
+    }
+    parse(&response[end + 4..])
+}
+
+/// Sums the intervals of each tag.
+fn parse(log: &[u8]) -> Option<ServerStages> {
+    let mut stages = BTreeMap::new();
+    let mut deserializer = Deserializer::new();
+    for entry in IntervalLogIterator::new(log) {
+        let LogEntry::Interval(interval) = entry.ok()? else { continue };
+        let Some(tag) = interval.tag() else { continue };
+        let bytes = BASE64.decode(interval.encoded_histogram()).ok()?;
+        let part: Histogram<u64> = deserializer.deserialize(&mut bytes.as_slice()).ok()?;
+        let sum: &mut Histogram<u64> = stages.entry(tag.as_str().to_owned()).or_insert_with(histogram);
+        sum.add(part).ok()?;
+    }
+    Some(ServerStages(stages))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidewire::clock::Clock;
+    use tidewire::metrics::latency::LatencyLog;
+    use tidewire::metrics::{Stage, WorkerMetrics};
+
+    #[test]
+    fn what_was_recorded_between_two_readings() {
+        let now = Clock::new().now();
+        let mut log = LatencyLog::new(now);
+        let mut metrics = WorkerMetrics::new();
+        metrics.record(Stage::BatchWait, 5_000_000, 10);
+        log.record(&metrics, now.plus(Duration::from_secs(10)));
+        metrics.record(Stage::BatchWait, 7_000_000, 5);
+        let before = parse(&log.render(&metrics, now.plus(Duration::from_secs(11)))).unwrap();
+        assert_eq!(before.0["batch_wait"].len(), 15);
+        metrics.record(Stage::BatchWait, 1_000_000, 2);
+        metrics.record(Stage::OutboxWait, 9_000, 1);
+        let page = log.render(&metrics, now.plus(Duration::from_secs(12)));
+        let response = [b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n", page.as_slice()].concat();
+        let window = parse_response(&response).unwrap().since(&before);
+        let batch_wait = &window.0["batch_wait"];
+        assert_eq!((batch_wait.len(), batch_wait.value_at_quantile(0.5) / 1_000), (2, 1_000));
+        assert_eq!(window.0["outbox_wait"].len(), 1);
+        // A server that was started anew has counted less.
+        let anew = parse(&LatencyLog::new(now).render(&WorkerMetrics::new(), now)).unwrap();
+        assert!(anew.since(&before).0.is_empty());
+    }
+
+    #[test]
+    fn a_server_that_answers_something_else_is_not_waited_for() {
+        let url = crate::fake::serve(crate::fake::Fault::Sound);
+        let page = Page::fetch(&Endpoint::parse(&url).unwrap()).unwrap();
+        assert!(page.0.starts_with(b"HTTP/1.1 101") && ServerStages::of(&page).0.is_empty());
+    }
+
+    #[test]
+    fn a_server_without_the_page_has_no_stages() {
+        for response in [
+            &b"HTTP/1.1 404 Not Found\r\n\r\n"[..],
+            b"",
+            b"HTTP/1.1 200 OK\r\n\r\n<html>",
+            b"SSH-2.0\r\n\r\n",
+        ] {
+            assert!(parse_response(response).is_none_or(|it| it.0.is_empty()), "{response:?}");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! From what was measured to what is written: which side was the bottleneck, whether the books balance, the parts of the
+//! latency. Pure; the shape of the result is `result`'s, the table `table`'s.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use crate::proc::{Load, Memory};
+use crate::result::{
+    Bottleneck, ClockOffset, EncodedHistogram, Percentiles, PhaseResult, Repetition, Side, StageResult,
+    StageSource, Visits,
+};
+use crate::run::{Outcome, Phase};
+use crate::scenario::{Kind, Policy, Scenario};
+
+/// Share of a CPU from which a thread, or a set of CPUs, counts as full.
+const FULL: f64 = 0.9;
+
+/// Share of the latency, both at p99, from which the lateness of the generator's own schedule makes the figures its own.
+const LATE_SHARE: f64 = 0.25;
+
+/// Lateness, at p99, that is never blamed: timers and wake-ups of a virtual machine.
+const LATENESS_NS_ALLOWED: u64 = 500_000;
+
+impl Bottleneck {
+    /// As the table shows it.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Neither => "-",
+            Self::Server => "server",
+            Self::Generator => "GENERATOR",
+            Self::Both => "both",
+            Self::Machine => "machine",
+        }
+    }
+}
+
+/// What speaks for one side or the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Evidence {
+    /// CPU of the server.
+    pub server: Option<Load>,
+    /// CPUs that the server can use.
+    pub server_cpus: usize,
+    /// CPU of the generator.
+    pub client: Option<Load>,
+    /// CPUs that the generator can use.
+    pub client_cpus: usize,
+    /// p99 of its lateness.
+    pub lateness_p99_ns: u64,
+    /// p99 of the latency.
+    pub latency_p99_ns: u64,
+    /// Share of the machine's CPUs that was idle.
+    pub idle: Option<f64>,
+}
+
+impl Evidence {
+    /// Weighs it.
+    pub(crate) fn weigh(&self) -> Bottleneck {
+        let full = |load: Option<Load>, cpus: usize| load.is_some_and(|load| load.cpus >= FULL * cpus as f64);
+        let server = full(self.server, self.server_cpus);
+        // One full thread is enough: the subscribers of a thread cannot move to another.
+        let thread = self.client.is_some_and(|load| load.busiest >= FULL);
+        let client = thread || full(self.client, self.client_cpus);
+        let late = self.lateness_p99_ns > LATENESS_NS_ALLOWED
+            && self.lateness_p99_ns as f64 > LATE_SHARE * self.latency_p99_ns as f64;
+        match (server, client) {
+            (true, true) => Bottleneck::Both,
+            (true, false) if late => Bottleneck::Both,
+            (true, false) => Bottleneck::Server,
+            (false, true) => Bottleneck::Generator,
+            (false, false) if self.idle.is_some_and(|idle| idle < 1.0 - FULL) => Bottleneck::Machine,
+            (false, false) if late => Bottleneck::Generator,
+            (false, false) => Bottleneck::Neither,
+        }
+    }
+}
+
+/// One time that a scenario was run, as the file has it. `whole` is the scenario of all processes, if there are several.
+pub(crate) fn repetition(
+    outcome: &Outcome,
+    whole: &Scenario,
+    started_s: u64,
+    server_cpus: usize,
+) -> Repetition {
+    let scenario = &outcome.scenario;
+    let phases: Vec<PhaseResult> = outcome
+        .phases
+        .iter()
+        .enumerate()
+        .map(|(index, phase)| phase_result(phase, scenario.messages_per_s(index), outcome, server_cpus))
+        .collect();
+    let is_idle = scenario.messages_per_s(0) == Some(0.0) && scenario.kind == Kind::Stream;
+    let idle_bytes_per_connection = outcome.server_before.filter(|_| is_idle).and_then(|before| {
+        let now = outcome.phases.last()?.used.server_memory?;
+        Some(now.resident.saturating_sub(before.resident) as f64 / whole.connections() as f64)
+    });
+    let visits = outcome.churned.as_ref().map(|churned| {
+        let seconds = match scenario.kind {
+            Kind::Accept { .. } => phases.iter().map(|phase| phase.seconds).sum(),
+            Kind::Stream => scenario.total().as_secs_f64(),
+        };
+        Visits {
+            per_s: churned.to_subscribed.len() as f64 / seconds,
+            set_up: Percentiles::of(&churned.to_subscribed),
+            set_up_histogram: EncodedHistogram::of(&churned.to_subscribed),
+            failed: churned.failed,
+            failures: churned.failures.clone(),
+        }
+    });
+    let disconnects = scenario.groups.iter().any(|group| group.policy == Some(Policy::Disconnect));
+    let sound = outcome.account.is_exact()
+        && outcome.others.values().all(|account| account.is_exact())
+        // Under this policy being cut off is what was asked for, and the close code says it.
+        && (outcome.ended.is_empty() || disconnects);
+    Repetition {
+        started_s,
+        phases,
+        account: outcome.account,
+        others: outcome.others.clone(),
+        visits,
+        idle_bytes_per_connection,
+        refused: outcome.refused,
+        refusals: outcome.refusals.clone(),
+        ended: outcome.ended.clone(),
+        sound,
+        clock: outcome.clock,
+    }
+}
+
+fn side(load: Option<Load>, memory: Option<Memory>) -> Side {
+    Side {
+        cpus: load.map(|load| load.cpus),
+        busiest_thread: load.map(|load| load.busiest),
+        waiting: load.map(|load| load.waiting),
+        peak_bytes: memory.map(|memory| memory.peak),
+    }
+}
+
+fn phase_result(
+    phase: &Phase,
+    asked_messages_per_s: Option<f64>,
+    outcome: &Outcome,
+    server_cpus: usize,
+) -> PhaseResult {
+    let seconds = (phase.window.to_ns - phase.window.from_ns) as f64 / 1e9;
+    let deliveries_per_s = phase.arrived as f64 / seconds;
+    let messages_per_s = phase.messages as f64 / seconds;
+    let lateness = Percentiles::of(&phase.lateness);
+    let latency = Percentiles::of(&phase.latency);
+    let used = &phase.used;
+    let evidence = Evidence {
+        server: used.server_cpu,
+        server_cpus,
+        client: used.client_cpu,
+        client_cpus: crate::proc::allowed_cpus(),
+        lateness_p99_ns: lateness.p99,
+        latency_p99_ns: latency.p99,
+        idle: used.machine.map(|(idle, _)| idle),
+    };
+    PhaseResult {
+        label: phase.label.clone(),
+        seconds,
+        asked_messages_per_s,
+        messages_per_s,
+        samples_per_s: messages_per_s * f64::from(outcome.scenario.samples_per_message),
+        deliveries_per_s,
+        announced: phase.announced,
+        latency,
+        lateness,
+        age: phase.ages.iter().map(|(name, age)| (name.clone(), Percentiles::of(age))).collect(),
+        latency_histogram: EncodedHistogram::of(&phase.latency),
+        lateness_histogram: EncodedHistogram::of(&phase.lateness),
+        age_histograms: phase
+            .ages
+            .iter()
+            .map(|(name, age)| (name.clone(), EncodedHistogram::of(age)))
+            .collect(),
+        age_of: phase.age_of.clone(),
+        stages: stages(&phase.stages.0, latency.mean, &phase.lateness, outcome.clock),
+        seconds_of: phase.seconds.clone(),
+        second_histograms: Vec::new(),
+        server: side(used.server_cpu, used.server_memory),
+        client: side(used.client_cpu, used.client_memory),
+        cores: used.cores.clone(),
+        server_cpu_s_per_million: used
+            .server_cpu
+            .filter(|_| phase.arrived > 0)
+            .map(|load| load.cpus * 1e6 / deliveries_per_s),
+        machine_idle: used.machine.map(|(idle, _)| idle),
+        machine_steal: used.machine.map(|(_, steal)| steal),
+        bottleneck: evidence.weigh(),
+    }
+}
+
+/// Name and meaning of the parts that the server measures.
+const OF_SERVER: [(&str, &str); 3] = [
+    (
+        "source_to_received",
+        "from sending to the server's reading. The percentiles count from the schedule, as the server does; the mean is \
+         less what the generator was late",
+    ),
+    ("batch_wait", "wait in the server's batch for its flush window"),
+    ("outbox_wait", "wait in the server's outbox until the kernel took it"),
+];
+
+/// Explains the latency as a sum. Empty without the server's histograms, or without any latency.
+pub(crate) fn stages(
+    of_server: &BTreeMap<String, Histogram<u64>>,
+    latency_mean: f64,
+    lateness: &Histogram<u64>,
+    clock: Option<ClockOffset>,
+) -> Vec<StageResult> {
+    let batch_wait = of_server.get("batch_wait").is_some_and(|it| !it.is_empty());
+    if !batch_wait || latency_mean == 0.0 {
+        return Vec::new();
+    }
+    let late = Percentiles::of(lateness);
+    let mut stages = vec![StageResult {
+        name: "generator_late".to_owned(),
+        meaning: "from the scheduled instant to sending: the generator's own".to_owned(),
+        source: StageSource::Generator,
+        latency: late,
+    }];
+    for (name, meaning) in OF_SERVER {
+        let mut latency = of_server.get(name).map(Percentiles::of).unwrap_or_default();
+        let mut meaning = meaning.to_owned();
+        if name == "source_to_received" {
+            if let Some(clock) = clock {
+                latency = latency.earlier_by(clock.offset_ns);
+                meaning.push_str("; corrected by the estimated offset of the clocks");
+            }
+            latency.mean = (latency.mean - late.mean).max(0.0);
+        }
+        stages.push(StageResult { name: name.to_owned(), meaning, source: StageSource::Server, latency });
+    }
+    let known: f64 = stages.iter().map(|stage| stage.latency.mean).sum();
+    stages.push(StageResult {
+        name: "kernel_to_arrival".to_owned(),
+        meaning: "the rest: both kernels, the network, and the generator's reading".to_owned(),
+        source: StageSource::Remainder,
+        latency: Percentiles { mean: (latency_mean - known).max(0.0), ..Percentiles::default() },
+    });
+    stages
+}
+
+#[cfg(test)]
+pub(crate) mod fixture {
+    //! Outcomes for tests.
+
+    use super::*;
+    use crate::ledger::Account;
+    use crate::measure::{Window, histogram};
+    use crate::result::{BuildInfo, RunFile, ScenarioResult, Subject};
+    use crate::scenario::named;
+    use crate::snapshot::Used;
+    use crate::stages::ServerStages;
+
+    pub(crate) fn load(cpus: f64, busiest: f64) -> Load {
+        Load { cpus, busiest, waiting: 0.0 }
+    }
+
+    pub(crate) fn phase(label: &str, latency_ns: u64) -> Phase {
+        let mut latency = histogram();
+        latency.record_n(latency_ns, 10_000).unwrap();
+        Phase {
+            label: label.to_owned(),
+            window: Window { from_ns: 0, to_ns: 2_000_000_000 },
+            messages: 10_000,
+            arrived: 990_000,
+            latency,
+            lateness: histogram(),
+            announced: 0,
+            ages: BTreeMap::new(),
+            age_of: BTreeMap::new(),
+            stages: ServerStages::default(),
+            seconds: Vec::new(),
+            interval_latencies: Vec::new(),
+            used: Used {
+                server_cpu: Some(load(0.198, 0.1)),
+                server_memory: Some(Memory { resident: 3 << 20, peak: 4 << 20 }),
+                client_cpu: Some(load(0.5, 0.4)),
+                client_memory: Some(Memory { resident: 5 << 20, peak: 6 << 20 }),
+                machine: Some((0.5, 0.0)),
+                cores: Vec::new(),
+            },
+        }
+    }
+
+    pub(crate) fn outcome(name: &str, phases: Vec<Phase>) -> Outcome {
+        Outcome {
+            scenario: named(name).unwrap(),
+            phases,
+            account: Account { published: 100, received: 100, ..Account::default() },
+            server_before: Some(Memory { resident: 1 << 20, peak: 1 << 20 }),
+            ..Outcome::default()
+        }
+    }
+
+    pub(crate) fn subject() -> Subject {
+        Subject {
+            name: "tidewire".into(),
+            version: None,
+            command: "tidewire serve".into(),
+            note: None,
+            workers: Some(1),
+            cpu: None,
+            cpus: 1,
+            generator_cpu: None,
+            kept_awake: false,
+        }
+    }
+
+    pub(crate) fn file(outcomes: &[Outcome]) -> RunFile {
+        let result = |outcome: &Outcome| ScenarioResult {
+            subject: subject(),
+            scenario: outcome.scenario.clone(),
+            repetitions: vec![repetition(outcome, &outcome.scenario, 1_700_000_000, 1)],
+        };
+        RunFile {
+            format: crate::result::FORMAT,
+            started_s: 1_700_000_000,
+            command: vec!["loadtest".into()],
+            machine: crate::proc::describe(),
+            generator: BuildInfo::own(),
+            results: outcomes.iter().map(result).collect(),
+            skipped: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixture::{file, load, outcome, phase};
+    use super::*;
+    use crate::churn::Churned;
+    use crate::ledger::Account;
+    use crate::measure::histogram;
+
+    #[test]
+    fn what_makes_a_run_unsound() {
+        let good = || outcome("steady", vec![phase("steady", 1)]);
+        let lost = Account { published: 5, received: 4, unannounced: 1, ..Account::default() };
+        let cases: [(&str, Outcome, bool); 5] = [
+            ("nothing", good(), true),
+            ("a loss", Outcome { account: lost, ..good() }, false),
+            (
+                "a loss of the stalled one",
+                Outcome { others: [("stalled".into(), lost)].into(), ..good() },
+                false,
+            ),
+            ("a connection cut off", Outcome { ended: vec!["x".into()], ..good() }, false),
+            ("a refusal, which was said", Outcome { refused: 3, ..good() }, true),
+        ];
+        for (name, outcome, sound) in cases {
+            assert_eq!(repetition(&outcome, &outcome.scenario, 0, 1).sound, sound, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_was_the_bottleneck() {
+        let evidence = |server: f64, busiest: f64, late_us: u64, idle: f64| Evidence {
+            server: Some(load(server, server)),
+            server_cpus: 1,
+            client: Some(load(busiest, busiest)),
+            client_cpus: 2,
+            lateness_p99_ns: late_us * 1_000,
+            latency_p99_ns: 12_000_000,
+            idle: Some(idle),
+        };
+        let cases = [
+            (evidence(0.2, 0.3, 50, 0.7), Bottleneck::Neither),
+            (evidence(0.95, 0.3, 50, 0.3), Bottleneck::Server),
+            (evidence(0.5, 0.95, 50, 0.2), Bottleneck::Generator),
+            (evidence(0.95, 0.95, 50, 0.0), Bottleneck::Both),
+            (evidence(0.95, 0.5, 5_000, 0.2), Bottleneck::Both),
+            (evidence(0.2, 0.3, 5_000, 0.7), Bottleneck::Generator),
+            (evidence(0.2, 0.3, 2_900, 0.7), Bottleneck::Neither),
+            (Evidence { latency_p99_ns: 2_000_000, ..evidence(0.2, 0.3, 600, 0.7) }, Bottleneck::Generator),
+            (Evidence { latency_p99_ns: 200_000, ..evidence(0.2, 0.3, 400, 0.7) }, Bottleneck::Neither),
+            (evidence(0.4, 0.4, 50, 0.01), Bottleneck::Machine),
+            (Evidence { client_cpus: 1, ..evidence(0.4, 0.91, 50, 0.3) }, Bottleneck::Generator),
+            (Evidence { server: None, ..evidence(0.0, 0.2, 50, 0.5) }, Bottleneck::Neither),
+        ];
+        for (evidence, expected) in cases {
+            assert_eq!(evidence.weigh(), expected, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn the_json_has_what_tools_need() {
+        let mut visits = histogram();
+        visits.record(400_000).unwrap();
+        let churned = Churned { to_subscribed: visits, failed: 0, failures: vec![] };
+        let file = file(&[
+            Outcome { churned: Some(churned), ..outcome("churn", vec![phase("churn", 105_000)]) },
+            outcome("idle", vec![phase("idle", 1)]),
+        ]);
+        let json = serde_json::to_value(&file).unwrap();
+        assert_eq!(json["format"], 2);
+        assert_eq!(json["results"][0]["scenario"]["load"]["scheduled"]["per_s"], 1_000);
+        assert_eq!(json["results"][0]["scenario"]["warmup_s"], 1.0);
+        let repetition = &json["results"][0]["repetitions"][0];
+        let phase = &repetition["phases"][0];
+        assert_eq!(phase["latency"]["count"], 10_000);
+        assert_eq!(phase["bottleneck"], "neither");
+        for field in
+            ["asked_messages_per_s", "messages_per_s", "deliveries_per_s", "server_cpu_s_per_million"]
+        {
+            assert!(phase[field].is_number(), "{field}");
+        }
+        for field in ["latency", "lateness"] {
+            for figure in ["p50", "p90", "p99", "p999", "max", "mean"] {
+                assert!(phase[field][figure].is_number(), "{field}.{figure}");
+            }
+        }
+        assert_eq!(phase["server"]["peak_bytes"], 4 << 20);
+        assert_eq!(repetition["visits"]["set_up"]["count"], 1);
+        assert_eq!(repetition["account"]["unannounced"], 0);
+        assert!(json["results"][1]["repetitions"][0]["idle_bytes_per_connection"].as_f64().unwrap() > 400.0);
+        let read: crate::result::RunFile = serde_json::from_value(json.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), json, "it reads back");
+    }
+
+    #[test]
+    fn the_parts_add_up_to_the_latency() {
+        let of = |ns: u64| {
+            let mut histogram = histogram();
+            histogram.record_n(ns, 100).unwrap();
+            histogram
+        };
+        let names = [("source_to_received", 300_000), ("batch_wait", 5_000_000), ("outbox_wait", 20_000)];
+        let of_server: BTreeMap<_, _> = names.map(|(name, ns)| (name.to_owned(), of(ns))).into();
+        let means = |clock: Option<ClockOffset>| -> Vec<f64> {
+            let stages = stages(&of_server, 6_000_000.0, &of(100_000), clock);
+            stages.iter().map(|stage| (stage.latency.mean / 1e4).round()).collect()
+        };
+        assert_eq!(means(None), [10.0, 20.0, 500.0, 2.0, 68.0]);
+        let ahead = ClockOffset { offset_ns: 150_000, error_ns: 1, drift_ns: 0 };
+        assert_eq!(means(Some(ahead)), [10.0, 5.0, 500.0, 2.0, 83.0], "the rest takes what the clocks gave");
+        assert!(stages(&BTreeMap::new(), 6e6, &of(1), None).is_empty(), "a server without histograms");
+        assert!(stages(&of_server, 0.0, &of(1), None).is_empty(), "nothing arrived");
+    }
+}
