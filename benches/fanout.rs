@@ -6,16 +6,16 @@
 //! 100 and 1,000 subscribers; one worker. The first number of a name is the samples, the second the subscribers.
 //!
 //! * `core`: `Outbox::gather`, a copy into one buffer, `Outbox::advance`.
-//! * `loop`: the outbound loop as it runs, with its clock reads and histograms; the write itself goes nowhere.
+//! * `writer`: the writer as it runs, with its clock reads and histograms; the write itself goes nowhere.
 //!
 //! Every figure is per delivery. A round's allocations (the frame's) are printed first; with twice the subscribers they must
 //! be as many, or the bench fails. tests/allocations.rs holds the same in every test run.
 //!
 //! What would make it lie:
 //! - No system call, which is most of what a delivery costs on a socket.
-//! - No tasks: the loops are polled in order, without a scheduler, and wakers do nothing.
+//! - No tasks: the writer is polled without a scheduler, and wakers do nothing.
 //! - One channel: its frame, and up to 100 subscribers' outboxes, stay in the cache.
-//! - Virtual time runs ahead of the clock that the loops read, so all waits are recorded as zero, in one bucket.
+//! - Virtual time runs ahead of the clock that the writer reads, so all waits are recorded as zero, in one bucket.
 //! - 32 samples in one frame share its cost; compare frames, not samples, when the samples in a block change.
 //!
 //! Nothing is random. `cargo bench --bench fanout`; `cargo bench --bench fanout -- --test` runs each once.

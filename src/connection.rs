@@ -2,6 +2,7 @@
 //! message.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::close::{CloseReason, Retry};
 use crate::config::Config;
@@ -50,12 +51,12 @@ pub enum Wanted {
 }
 
 /// Runs a connection from its upgrade to its end.
-pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(worker: Rc<Worker>, io: S, upgraded: Upgraded) {
+pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>, io: S, upgraded: Upgraded) {
     let Upgraded { remote, wanted, leftover } = upgraded;
     let id = worker.shared.next_connection();
     let now = worker.now();
     let config = Arc::clone(&worker.shared.config);
-    let handle = Rc::new(OutboxHandle::new(config.outbox.clone()));
+    let handle = Rc::new(OutboxHandle::new(config.outbox.clone(), Rc::clone(worker.ready())));
     let (endpoint, member) = match wanted {
         Wanted::Echo => (Endpoint::Echo, None),
         Wanted::Protocol { codec, user } => {
@@ -78,28 +79,28 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin>(worker: Rc<Worker>, io: S, u
         handle.end(CloseReason::Drain);
     }
     let keepalive = RefCell::new(Keepalive::new(&config, now.at, fastrand::f64()));
-    let watched = Rc::new(Watched { handle, keepalive, member });
+    let io = Rc::new(RefCell::new(io));
+    let watched = Rc::new(Watched { handle, keepalive, member, io: Rc::clone(&io) as _ });
     let place = worker.watch(Rc::clone(&watched));
     let listed = Listed { worker: &worker, watched: &watched, place };
 
-    let io = RefCell::new(io);
     let reason = {
         let mut inbound = Inbound::new(Rc::clone(&worker), Rc::clone(&watched), endpoint, &leftover);
         // It is a share of the buffer of the HTTP side, all of which would stay for the life of the connection.
         drop(leftover);
         tokio::select! {
             biased;
-            reason = outbound::run(&worker, &watched, &io) => reason,
+            reason = outbound::run(&worker, &watched) => reason,
             reason = inbound.run(&io) => reason,
         }
     };
-    finish(listed, io, reason).await;
+    finish(listed, &io, reason).await;
     let age = worker.now().at.saturating_duration_since(now.at);
     log_end(id, remote, reason, age, &watched);
 }
 
 /// The one exit: out of every list, the last words, the close frame, a bounded wait for the peer, the end of the socket.
-async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: RefCell<S>, reason: CloseReason) {
+async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: &RefCell<S>, reason: CloseReason) {
     let (worker, watched) = (listed.worker, listed.watched);
     let handle = &watched.handle;
     let goodbye = watched
@@ -127,16 +128,15 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: RefCe
     };
     let farewell = async {
         handle.outbox().borrow_mut().close(close);
-        outbound::flush(worker, watched, &io).await?;
-        let mut io = io.into_inner();
+        outbound::flush(worker, watched).await?;
         // RFC 6455 section 7.1.1: the server ends the TCP connection first. What the peer still sends is read and ignored,
         // because a socket that is closed over unread bytes resets the connection and may take the close frame with it.
-        io.shutdown().await?;
+        poll_fn(|cx| Pin::new(&mut *io.borrow_mut()).poll_shutdown(cx)).await?;
         loop {
-            let read = std::future::poll_fn(|cx| {
+            let read = poll_fn(|cx| {
                 let mut ignored = worker.read_buffer.borrow_mut();
                 let mut buffer = ReadBuf::new(&mut ignored);
-                std::task::ready!(Pin::new(&mut io).poll_read(cx, &mut buffer))?;
+                std::task::ready!(Pin::new(&mut *io.borrow_mut()).poll_read(cx, &mut buffer))?;
                 std::task::Poll::Ready(std::io::Result::Ok(buffer.filled().len()))
             });
             if read.await? == 0 {

@@ -18,6 +18,7 @@ use crate::wire::control::{Event, GapReason, Head, Ledger, Policy};
 use crate::wire::{ChannelId, Frame, Seq, seal};
 
 pub mod handle;
+pub mod ready;
 
 /// Shortest time between two gap notices of one subscription: telling of loss must not add to it.
 pub const GAP_NOTICE_INTERVAL: Duration = Duration::from_millis(100);

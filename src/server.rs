@@ -15,8 +15,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
-use tokio::task::LocalSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::nanos;
@@ -26,6 +26,7 @@ use crate::http::{self, Outcome};
 use crate::hub::router::{Router, ToWorker};
 use crate::metrics::Stage;
 use crate::metrics::latency::LOG_INTERVAL;
+use crate::outbound;
 use crate::publisher;
 use crate::worker::timer::Timer;
 use crate::worker::{ConnectionSlot, Shared, TICK, Worker};
@@ -42,6 +43,10 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// Largest request head, in bytes, and most headers in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
+
+/// Tasks that run before the sockets are looked at again, even if more are ready. The runtime's default, 61, is made for
+/// tasks that do less than read or write a socket each.
+const TASKS_PER_LOOK: u32 = 16;
 
 /// Messages of an inbox that are handled before the connections of the thread have their turn.
 const MESSAGES_PER_TURN: usize = 256;
@@ -132,20 +137,41 @@ fn start_workers(
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let start = |(index, inbox)| {
         let shared = Arc::clone(shared);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-            let outcome = LocalSet::new()
-                .block_on(&runtime, async { run_worker(Rc::new(Worker::new(index, shared)), inbox).await });
-            if let Err(error) = outcome {
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            // It stays on the thread that makes it.
+            let built = Builder::new_current_thread()
+                .enable_all()
+                .event_interval(TASKS_PER_LOOK)
+                .build_local(LocalOptions::default());
+            let (runtime, outcome) = match built {
+                Ok(runtime) => (Some(runtime), Ok(())),
+                Err(error) => (None, Err(error)),
+            };
+            // Whoever starts it waits for this.
+            let _ = tell.send(outcome);
+            let Some(runtime) = runtime else { return };
+            if let Err(error) = runtime.block_on(run_worker(index, shared, inbox)) {
                 tracing::error!(%error, worker = index, "a worker has failed");
             }
-        })
+        })?;
+        told.recv().map_err(io::Error::other)??;
+        Ok(thread)
     };
     inboxes.into_iter().enumerate().map(start).collect()
 }
 
+/// A worker: its writer, and a task for each of its connections, beside its own loop.
+async fn run_worker(index: usize, shared: Arc<Shared>, inbox: mpsc::Receiver<ToWorker>) -> io::Result<()> {
+    let worker = Rc::new(Worker::new(index, shared));
+    let writer = Rc::clone(&worker);
+    drop(tokio::task::spawn_local(async move { outbound::run_writer(&writer).await }));
+    // A task, too: to wake what the thread itself waits for takes a system call.
+    tokio::task::spawn_local(serve_worker(worker, inbox)).await.map_err(io::Error::other)?
+}
+
 /// The loop of a worker beside its connections: inbox, deadlines, ticks.
-async fn run_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> io::Result<()> {
+async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> io::Result<()> {
     let plain_sockets = Rc::new(RefCell::new(0));
     let timer = Timer::new()?;
     let mut tick = tokio::time::interval(TICK);

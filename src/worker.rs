@@ -2,6 +2,7 @@
 //! here, behind no lock, because it never leaves the thread.
 
 use std::cell::{Cell, RefCell};
+use std::fmt;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slab::Slab;
+use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::{Clock, Now};
@@ -21,6 +23,7 @@ use crate::keepalive::{Due, Keepalive};
 use crate::metrics::WorkerMetrics;
 use crate::metrics::latency::LatencyLog;
 use crate::outbox::handle::OutboxHandle;
+use crate::outbox::ready::{Place, ReadyList};
 use crate::wire::control::{Digits, Event};
 use crate::wire::{ConnectionId, ws};
 
@@ -103,8 +106,7 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// What the worker's ticker looks after for a connection.
-#[derive(Debug)]
+/// What the worker looks after for a connection: its writer and its ticker.
 pub struct Watched {
     /// Its outbox.
     pub handle: Rc<OutboxHandle>,
@@ -112,6 +114,19 @@ pub struct Watched {
     pub keepalive: RefCell<Keepalive>,
     /// Its place in the hub; an echo connection has none.
     pub member: Option<usize>,
+    /// What its messages are written to.
+    pub io: Rc<RefCell<dyn AsyncWrite + Unpin>>,
+}
+
+impl fmt::Debug for Watched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handle, keepalive, member, io: _ } = self;
+        f.debug_struct("Watched")
+            .field("handle", handle)
+            .field("keepalive", keepalive)
+            .field("member", member)
+            .finish_non_exhaustive()
+    }
 }
 
 /// See the module's page.
@@ -129,6 +144,7 @@ pub struct Worker {
     pub write_buffer: RefCell<Vec<u8>>,
     clock: RefCell<Clock>,
     watched: RefCell<Slab<Rc<Watched>>>,
+    ready: Rc<ReadyList>,
     /// What the timer of the worker's loop is set to.
     armed: Cell<Option<Instant>>,
     rearm: Notify,
@@ -147,6 +163,7 @@ impl Worker {
             write_buffer: RefCell::new(Vec::new()),
             clock: RefCell::new(Clock::new()),
             watched: RefCell::new(Slab::new()),
+            ready: Rc::default(),
             armed: Cell::new(None),
             rearm: Notify::new(),
         }
@@ -169,9 +186,26 @@ impl Worker {
         self.clock.borrow_mut().resync();
     }
 
-    /// Has the ticker look after a connection. Returns its place.
+    /// The connections that have something to write.
+    #[must_use]
+    pub const fn ready(&self) -> &Rc<ReadyList> {
+        &self.ready
+    }
+
+    /// Has the writer and the ticker look after a connection. Returns its place.
     pub fn watch(&self, watched: Rc<Watched>) -> usize {
-        self.watched.borrow_mut().insert(watched)
+        let handle = Rc::clone(&watched.handle);
+        let place = self.watched.borrow_mut().insert(watched);
+        // More connections than that do not fit a process.
+        handle.set_place(Place::try_from(place).unwrap_or(Place::MAX));
+        place
+    }
+
+    /// Works for the connection at a place, if there is one. `work` must not reach [`Worker::watch`] or its counterpart.
+    pub fn with_watched(&self, place: Place, work: impl FnOnce(&Watched)) {
+        if let Some(watched) = self.watched.borrow().get(place as usize) {
+            work(watched);
+        }
     }
 
     /// The connection has ended.

@@ -1,5 +1,5 @@
 //! What memory deliveries and connections take. A delivery allocates nothing: a frame may (its buffer, its counts), but with
-//! twice the subscribers it is the same. Counted on this thread, through the hub, the outboxes and the outbound loops.
+//! twice the subscribers it is the same. Counted on this thread, through the hub, the outboxes and the writer.
 
 use std::rc::Rc;
 use std::sync::Arc;

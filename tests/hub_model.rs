@@ -296,7 +296,7 @@ impl World {
         if self.connections.len() == CONNECTIONS_MAX {
             return;
         }
-        let handle = Rc::new(OutboxHandle::new(self.config.outbox.clone()));
+        let handle = Rc::new(OutboxHandle::new(self.config.outbox.clone(), Rc::default()));
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
         let new =
@@ -376,7 +376,7 @@ impl World {
         true
     }
 
-    /// The outbound loop with a socket that takes so many bytes.
+    /// The writer with a socket that takes so many bytes.
     fn read(&mut self, place: usize, bytes: usize) {
         let this = &mut self.connections[place];
         let mut outbox = this.handle.outbox().borrow_mut();

@@ -1,5 +1,5 @@
-//! A worker's hub with a room full of subscribers of one channel, each with its real outbox and outbound loop. No socket:
-//! what the loops write goes nowhere. Shared by benches/fanout.rs and tests/allocations.rs.
+//! A worker's hub with a room full of subscribers of one channel, each with its real outbox, and the worker's real writer.
+//! No socket: what the writer writes goes nowhere. Shared by benches/fanout.rs and tests/allocations.rs.
 
 use std::cell::RefCell;
 use std::hint::black_box;
@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tidewire::clock::Now;
-use tidewire::close::CloseReason;
 use tidewire::config::Config;
 use tidewire::hub::Published;
 use tidewire::hub::membership::NewMember;
@@ -27,7 +26,7 @@ use tidewire::wire::decode::{SampleSpan, scan_publish};
 use tidewire::wire::proto::{Block, Publish, Sample, sample::Value};
 use tidewire::wire::{ChannelId, Codec, ConnectionId};
 use tidewire::worker::{Shared, Watched, Worker};
-use tokio::io::{Sink, sink};
+use tokio::io::sink;
 
 const CHANNEL: &str = "robot.7.imu";
 const SAMPLE_BYTES: usize = 128;
@@ -35,14 +34,14 @@ const SAMPLE_BYTES: usize = 128;
 /// How the outboxes are emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drain {
-    /// Gather, copy and advance, as the outbound loop does, without its clock, its histograms and its write.
+    /// Gather, copy and advance, as the writer does, without its clock, its histograms and its write.
     Core,
-    /// The outbound loop itself.
-    Loop,
+    /// The worker's writer itself.
+    Writer,
 }
 
 impl Drain {
-    pub(crate) const ALL: [Self; 2] = [Self::Core, Self::Loop];
+    pub(crate) const ALL: [Self; 2] = [Self::Core, Self::Writer];
 }
 
 /// See the file's page.
@@ -53,7 +52,7 @@ pub(crate) struct Room {
     spans: Vec<SampleSpan>,
     now: Now,
     watched: Vec<Rc<Watched>>,
-    loops: Vec<Pin<Box<dyn Future<Output = CloseReason>>>>,
+    writer: Pin<Box<dyn Future<Output = ()>>>,
     buffer: Vec<u8>,
 }
 
@@ -86,12 +85,9 @@ impl Room {
         let publisher = enter(&worker, now).member.expect("a member");
         let channel =
             worker.hub.borrow_mut().advertise(publisher, None, CHANNEL, now).expect("within the limits");
-        let loops = watched.iter().map(|watched| {
-            let (worker, watched, io) = (Rc::clone(&worker), Rc::clone(watched), RefCell::new(sink()));
-            Box::pin(async move { outbound::run::<Sink>(&worker, &watched, &io).await }) as _
-        });
+        let writing = Rc::clone(&worker);
         let mut room = Self {
-            loops: loops.collect(),
+            writer: Box::pin(async move { outbound::run_writer(&writing).await }),
             publisher,
             message: message(channel, samples),
             spans: Vec::new(),
@@ -121,39 +117,47 @@ impl Room {
         assert!(matches!(published, Published::Taken));
         match drain {
             Drain::Core => self.drain_core(),
-            Drain::Loop => self.run_loops(),
+            Drain::Writer => self.run_writer(),
         }
     }
 
     fn drain_core(&mut self) {
         let (buffer, now) = (&mut self.buffer, self.now);
-        for watched in &self.watched {
-            let mut outbox = watched.handle.outbox().borrow_mut();
-            buffer.clear();
-            outbox.gather(now, |message, written| {
-                buffer.extend_from_slice(&message[written..]);
-                Take::More
+        while let Some(place) = self.worker.ready().pop() {
+            self.worker.with_watched(place, |watched| {
+                let mut outbox = watched.handle.outbox().borrow_mut();
+                buffer.clear();
+                outbox.gather(now, |message, written| {
+                    buffer.extend_from_slice(&message[written..]);
+                    Take::More
+                });
+                outbox.advance(black_box(&*buffer).len(), |frame| {
+                    black_box(frame);
+                });
+                watched.handle.set_idle();
             });
-            outbox.advance(black_box(&*buffer).len(), |frame| {
-                black_box(frame);
-            });
-            assert!(!outbox.has_output(), "all of it was taken");
         }
+        self.check();
     }
 
-    fn run_loops(&mut self) {
+    fn run_writer(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
-        for (running, watched) in self.loops.iter_mut().zip(&self.watched) {
-            assert!(running.as_mut().poll(&mut cx).is_pending(), "the loop goes on");
-            assert!(!watched.handle.outbox().borrow().has_output(), "all of it was written");
+        while !self.worker.ready().is_empty() {
+            assert!(self.writer.as_mut().poll(&mut cx).is_pending(), "the writer goes on");
         }
+        self.check();
+    }
+
+    fn check(&self) {
+        let empty = |watched: &Rc<Watched>| !watched.handle.outbox().borrow().has_output();
+        assert!(self.watched.iter().all(empty), "all of it was taken");
     }
 }
 
 /// Takes a connection into the hub.
 fn enter(worker: &Worker, now: Now) -> Rc<Watched> {
     let config = worker.config();
-    let handle = Rc::new(OutboxHandle::new(config.outbox.clone()));
+    let handle = Rc::new(OutboxHandle::new(config.outbox.clone(), Rc::clone(worker.ready())));
     let new = NewMember {
         id: ConnectionId(1),
         handle: Rc::clone(&handle),
@@ -163,7 +167,10 @@ fn enter(worker: &Worker, now: Now) -> Rc<Watched> {
     };
     let member = worker.hub.borrow_mut().add_member(new, now);
     let keepalive = RefCell::new(Keepalive::new(config, now.at, 0.0));
-    Rc::new(Watched { handle, keepalive, member: Some(member) })
+    let io = Rc::new(RefCell::new(sink()));
+    let watched = Rc::new(Watched { handle, keepalive, member: Some(member), io });
+    worker.watch(Rc::clone(&watched));
+    watched
 }
 
 fn message(channel: ChannelId, samples: usize) -> Vec<u8> {

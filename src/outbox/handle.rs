@@ -3,11 +3,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
 
+use super::ready::{Place, ReadyList};
 use super::{Outbox, Slot};
 use crate::clock::Now;
 use crate::close::CloseReason;
@@ -21,8 +23,12 @@ pub struct OutboxHandle {
     ending: Cell<Option<CloseReason>>,
     cut: Cell<bool>,
     peer_close: Cell<Option<u16>>,
-    /// The outbound loop, when it waits.
-    writer: Cell<Option<Waker>>,
+    /// The worker's list, and the place that it knows the connection by; none before it is complete.
+    ready: Rc<ReadyList>,
+    place: Cell<Option<Place>>,
+    writing: Cell<Writing>,
+    /// The connection's own outbound loop, when it waits.
+    task: Cell<Option<Waker>>,
     /// The inbound loop, when it waits for an answer of another worker.
     reader: Cell<Option<Waker>>,
     /// Requests that another worker has not answered yet; the inbound loop reads no further meanwhile.
@@ -30,16 +36,30 @@ pub struct OutboxHandle {
     errors: RefCell<Vec<ErrorCode>>,
 }
 
+/// Who writes what the outbox holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// Nobody: it is empty.
+    Idle,
+    /// The worker's writer, in its turn: the connection is in the list.
+    Listed,
+    /// The connection's own loop: the socket takes no more for now, or the connection is ending.
+    Own,
+}
+
 impl OutboxHandle {
-    /// A handle with an empty outbox.
+    /// A handle with an empty outbox, of a worker whose list is `ready`.
     #[must_use]
-    pub fn new(limits: OutboxLimits) -> Self {
+    pub fn new(limits: OutboxLimits, ready: Rc<ReadyList>) -> Self {
         Self {
             outbox: RefCell::new(Outbox::new(limits)),
             ending: Cell::new(None),
             cut: Cell::new(false),
             peer_close: Cell::new(None),
-            writer: Cell::new(None),
+            ready,
+            place: Cell::new(None),
+            writing: Cell::new(Writing::Idle),
+            task: Cell::new(None),
             reader: Cell::new(None),
             unanswered: Cell::new(0),
             errors: RefCell::new(Vec::new()),
@@ -87,7 +107,7 @@ impl OutboxHandle {
         if self.ending.get().is_none() {
             self.ending.set(Some(reason));
         }
-        self.wake_writer();
+        self.write_alone();
     }
 
     /// Why the connection was asked to end.
@@ -119,16 +139,59 @@ impl OutboxHandle {
         self.peer_close.get()
     }
 
-    /// Wakes the outbound loop.
+    /// The connection is complete: from here on its worker knows it by this place.
+    pub fn set_place(&self, place: Place) {
+        self.place.set(Some(place));
+        if self.outbox.borrow().is_waiting() {
+            self.wake_writer();
+        }
+    }
+
+    /// Sees to it that what the outbox holds is written.
     pub fn wake_writer(&self) {
-        if let Some(waker) = self.writer.take() {
+        match (self.writing.get(), self.place.get()) {
+            (Writing::Idle, Some(place)) => {
+                self.writing.set(Writing::Listed);
+                self.ready.push(place);
+            }
+            // A socket that is full wakes the loop by itself.
+            (Writing::Own, _) if self.ending.get().is_some() => self.wake_task(),
+            (Writing::Idle | Writing::Listed | Writing::Own, _) => {}
+        }
+    }
+
+    /// Who writes at present.
+    #[must_use]
+    pub const fn writing(&self) -> Writing {
+        self.writing.get()
+    }
+
+    /// Everything was written.
+    pub fn set_idle(&self) {
+        self.writing.set(Writing::Idle);
+    }
+
+    /// There is more to write, after the others had their turn.
+    pub fn list_again(&self) {
+        self.writing.set(Writing::Idle);
+        self.wake_writer();
+    }
+
+    /// Leaves the writing to the connection's own loop.
+    pub fn write_alone(&self) {
+        self.writing.set(Writing::Own);
+        self.wake_task();
+    }
+
+    fn wake_task(&self) {
+        if let Some(waker) = self.task.take() {
             waker.wake();
         }
     }
 
-    /// Has the outbound loop woken by the next change.
-    pub fn register_writer(&self, cx: &Context<'_>) {
-        register(&self.writer, cx);
+    /// Has the connection's own loop woken when the writing is left to it, or it has to end.
+    pub fn register_task(&self, cx: &Context<'_>) {
+        register(&self.task, cx);
     }
 
     /// A request is under way that another worker may have to answer.
