@@ -22,7 +22,7 @@ use crate::outbox::handle::OutboxHandle;
 use crate::pattern::Pattern;
 use crate::session::{DeliveryOptions, Session};
 use crate::wire::control::{Digits, Event, Policy, WelcomeLimits, WelcomeSettings};
-use crate::wire::{Codec, ConnectionId, ws};
+use crate::wire::{Codec, ConnectionId, seal, ws};
 use crate::worker::{Watched, Worker};
 
 /// What the handshake has settled.
@@ -32,6 +32,8 @@ pub struct Upgraded {
     pub remote: SocketAddr,
     /// What was asked for.
     pub wanted: Wanted,
+    /// The answer to the handshake, which is still to be written.
+    pub answer: Vec<u8>,
     /// Bytes that came behind the request head.
     pub leftover: Bytes,
 }
@@ -52,16 +54,21 @@ pub enum Wanted {
 
 /// Runs a connection from its upgrade to its end.
 pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>, io: S, upgraded: Upgraded) {
-    let Upgraded { remote, wanted, leftover } = upgraded;
+    let Upgraded { remote, wanted, mut answer, leftover } = upgraded;
     let id = worker.shared.next_connection();
     let now = worker.now();
     let config = Arc::clone(&worker.shared.config);
     let handle = Rc::new(OutboxHandle::new(config.outbox.clone(), Rc::clone(worker.ready())));
     let (endpoint, member) = match wanted {
-        Wanted::Echo => (Endpoint::Echo, None),
+        Wanted::Echo => {
+            handle.push_message(answer.into());
+            (Endpoint::Echo, None)
+        }
         Wanted::Protocol { codec, user } => {
             let welcome = Welcome { config: &config, id, codec, user: user.as_deref() };
-            handle.push_event(&welcome.event(now.wall_ns));
+            // One write for both.
+            answer.extend_from_slice(&seal::event(&welcome.event(now.wall_ns)));
+            handle.push_message(answer.into());
             let session = Box::new(Session::new(Arc::clone(&config), codec, now));
             let inbox = user.as_deref().map(|user| format!("$user.{user}"));
             let new =
@@ -180,18 +187,27 @@ impl Drop for Listed<'_> {
 fn log_end(id: ConnectionId, remote: SocketAddr, reason: CloseReason, age: Duration, watched: &Watched) {
     let outbox = watched.handle.outbox().borrow();
     let totals = outbox.totals();
-    tracing::info!(
-        connection = id.0,
-        %remote,
-        reason = reason.label(),
-        code = reason.code(),
-        age_ms = millis(age),
-        delivered = totals.samples_delivered,
-        dropped = totals.dropped_overflow + totals.dropped_age + totals.dropped_other,
-        conflated = totals.conflated + totals.rate_limited,
-        bytes = totals.bytes,
-        "connection ended"
-    );
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                connection = id.0,
+                %remote,
+                reason = reason.label(),
+                code = reason.code(),
+                age_ms = millis(age),
+                delivered = totals.samples_delivered,
+                dropped = totals.dropped_overflow + totals.dropped_age + totals.dropped_other,
+                conflated = totals.conflated + totals.rate_limited,
+                bytes = totals.bytes,
+                "connection ended"
+            )
+        };
+    }
+    // A client that leaves is no news: where many come and go, the log would hold little else.
+    match reason {
+        CloseReason::PeerClosed | CloseReason::PeerGone => log!(debug),
+        _ => log!(info),
+    }
 }
 
 /// The first message of a connection.

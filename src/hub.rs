@@ -183,7 +183,7 @@ impl Hub {
     /// Does what another worker, or the server, wants; sockets and the end of the worker are not for the hub.
     pub fn handle(&mut self, message: ToWorker, now: Now) {
         match message {
-            ToWorker::Socket(_) | ToWorker::Cut | ToWorker::Stop => {
+            ToWorker::Socket(..) | ToWorker::Cut | ToWorker::Stop => {
                 debug_assert!(false, "for the worker, not for the hub");
             }
             ToWorker::Publish(publish) => {

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -13,8 +13,11 @@ use std::time::{Duration, Instant};
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use rustix::net::{SocketFlags, acceptfrom_with};
+use socket2::{Domain, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -31,6 +34,10 @@ use crate::publisher;
 use crate::worker::timer::Timer;
 use crate::worker::{ConnectionSlot, Shared, TICK, Worker};
 
+mod held;
+
+use held::{Held, Hold};
+
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
 
@@ -39,6 +46,9 @@ const PLAIN_SOCKETS_MAX: usize = 1_024;
 
 /// Wait after an accept that failed because something has run out, such as file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Sockets that are accepted before the acceptor's other work has its turn.
+const ACCEPTS_PER_TURN: usize = 64;
 
 /// Largest request head, in bytes, and most headers in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -67,6 +77,9 @@ impl Server {
         let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, None)?;
         // A server that was just ended leaves sockets behind that would keep its address busy for a minute.
         socket.set_reuse_address(true)?;
+        // Accepted sockets inherit both, which saves two system calls for each.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(config.outbox.notsent_lowat_bytes)?;
         socket.bind(&config.listen.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
@@ -92,7 +105,11 @@ impl Server {
         let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
         let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
         let threads = start_workers(&shared, inboxes)?;
-        let listener = TcpListener::from_std(self.listener)?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe, for descriptors that may change hands; a listener's does not"
+        )]
+        let listener = AsyncFd::with_interest(self.listener, Interest::READABLE)?;
         shared.ready.store(true, Ordering::Relaxed);
 
         let accept = accept(&listener, &shared);
@@ -203,8 +220,9 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
                 let more = received == MESSAGES_PER_TURN;
                 for message in messages.drain(..) {
                     match message {
-                        ToWorker::Socket(socket) => {
-                            let serve = serve_socket(Rc::clone(&worker), Rc::clone(&plain_sockets), socket);
+                        ToWorker::Socket(socket, remote) => {
+                            let sockets = Rc::clone(&plain_sockets);
+                            let serve = serve_socket(Rc::clone(&worker), sockets, socket, remote);
                             drop(tokio::task::spawn_local(serve));
                         }
                         ToWorker::Cut => worker.cut_connections(),
@@ -225,23 +243,38 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
     }
 }
 
-/// Hands every socket to the worker with the fewest connections.
-async fn accept(listener: &TcpListener, shared: &Shared) {
+/// Hands every socket to the worker with the fewest connections. Takes them from the listener as they are: a stream of the
+/// runtime would be registered here, only to be registered again with its worker.
+async fn accept(listener: &AsyncFd<StdListener>, shared: &Shared) {
     loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                let worker = shared.router.place_connection();
-                match socket.into_std() {
-                    Ok(socket) => shared.router.send(worker, ToWorker::Socket(socket)),
-                    Err(_) => shared.router.forget_connection(worker),
-                }
-            }
+        match accept_some(listener, shared).await {
+            Ok(()) => tokio::task::yield_now().await,
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
+}
+
+/// Up to [`ACCEPTS_PER_TURN`] sockets; waits for the first.
+async fn accept_some(listener: &AsyncFd<StdListener>, shared: &Shared) -> io::Result<()> {
+    let mut ready = listener.readable().await?;
+    for _ in 0..ACCEPTS_PER_TURN {
+        let Ok(accepted) = ready.try_io(|listener| accept_one(listener.get_ref())) else { break };
+        let (socket, remote) = accepted?;
+        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, remote));
+    }
+    Ok(())
+}
+
+/// The next socket, in the mode that its worker needs: std's accept takes a system call more for that.
+fn accept_one(listener: &StdListener) -> io::Result<(StdStream, SocketAddr)> {
+    let (socket, remote) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
+    // The listener is bound to such an address.
+    let remote = remote.ok_or_else(|| io::Error::other("a peer without an IP address"))?;
+    Ok((socket.into(), remote))
 }
 
 async fn log_latency(shared: &Arc<Shared>) {
@@ -255,14 +288,19 @@ async fn log_latency(shared: &Arc<Shared>) {
 }
 
 /// A socket from its accept to its end: HTTP, and a WebSocket if it is upgraded.
-async fn serve_socket(worker: Rc<Worker>, plain_sockets: Rc<RefCell<usize>>, socket: std::net::TcpStream) {
+async fn serve_socket(
+    worker: Rc<Worker>,
+    plain_sockets: Rc<RefCell<usize>>,
+    socket: StdStream,
+    remote: SocketAddr,
+) {
     let placed = Placed { worker: &worker };
     if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
         return;
     }
     let upgraded = {
         let _plain = Plain::count(&plain_sockets);
-        serve_http(&worker, socket).await.unwrap_or_default()
+        serve_http(&worker, socket, remote).await.unwrap_or_default()
     };
     if let Some(WebSocket { io, upgraded, slot }) = upgraded {
         connection::run(Rc::clone(&worker), io, upgraded).await;
@@ -279,12 +317,13 @@ struct WebSocket {
 }
 
 /// Serves HTTP until the socket ends or becomes a WebSocket.
-async fn serve_http(worker: &Rc<Worker>, socket: std::net::TcpStream) -> io::Result<Option<WebSocket>> {
+async fn serve_http(
+    worker: &Rc<Worker>,
+    socket: StdStream,
+    remote: SocketAddr,
+) -> io::Result<Option<WebSocket>> {
     let limits = &worker.config().server;
     let io = TcpStream::from_std(socket)?;
-    io.set_nodelay(true)?;
-    SockRef::from(&io).set_tcp_notsent_lowat(worker.config().outbox.notsent_lowat_bytes)?;
-    let remote = io.peer_addr()?;
     let opened = Instant::now();
     match tokio::time::timeout(limits.first_byte_timeout, io.readable()).await {
         Ok(readable) => readable?,
@@ -292,14 +331,17 @@ async fn serve_http(worker: &Rc<Worker>, socket: std::net::TcpStream) -> io::Res
     }
 
     let outcome = Rc::new(RefCell::new(None));
+    let hold = Hold::default();
+    let io = Held::new(io, Arc::clone(&hold));
     let service = service_fn(|request| {
         let worker = Rc::clone(worker);
-        let outcome = Rc::clone(&outcome);
+        let (outcome, hold) = (Rc::clone(&outcome), Arc::clone(&hold));
         async move {
             Ok::<_, std::convert::Infallible>(match http::answer(&worker, request).await {
                 Outcome::Reply(reply) => reply,
                 Outcome::Upgrade { reply, wanted, socket, slot } => {
                     *outcome.borrow_mut() = Some((wanted, socket, slot));
+                    hold.store(true, Ordering::Relaxed);
                     reply
                 }
             })
@@ -332,10 +374,11 @@ async fn serve_http(worker: &Rc<Worker>, socket: std::net::TcpStream) -> io::Res
     let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
     let parts = upgraded
         .into_inner()
-        .downcast::<TokioIo<TcpStream>>()
+        .downcast::<TokioIo<Held<TcpStream>>>()
         .map_err(|_| io::Error::other("the upgraded socket is not the one that was served"))?;
-    let upgraded = Upgraded { remote, wanted, leftover: parts.read_buf };
-    Ok(Some(WebSocket { io: parts.io.into_inner(), upgraded, slot }))
+    let (io, answer) = parts.io.into_inner().into_parts();
+    let upgraded = Upgraded { remote, wanted, answer, leftover: parts.read_buf };
+    Ok(Some(WebSocket { io, upgraded, slot }))
 }
 
 /// A place at a worker, given back when the socket ends.

@@ -35,8 +35,8 @@ const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
 /// What one worker tells another.
 #[derive(Debug)]
 pub enum ToWorker {
-    /// A connection to own.
-    Socket(std::net::TcpStream),
+    /// A socket to own, and its peer.
+    Socket(std::net::TcpStream, std::net::SocketAddr),
     /// Samples for a channel whose home is here.
     Publish(Box<ForwardedPublish>),
     /// A frame of a channel that has receivers here.

@@ -34,7 +34,7 @@ const LADDER: &[&[&str]] = &[
     &["connection"],
     &["http"],
     &["publisher"],
-    &["server"],
+    &["server/*"],
     &["client/*"],
     &["cli/*"],
     &["lib", "main"],
