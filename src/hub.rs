@@ -150,9 +150,10 @@ impl Hub {
         if publish.source_ns == 0 {
             self.metrics.counters.samples_without_source_time += spans.len() as u64;
         } else {
-            for span in spans {
-                let source_ns = publish.source_ns.saturating_add_signed(span.source_delta_ns).max(1);
-                self.metrics.record_source(source_ns, now.wall_ns, 1);
+            // Samples that were taken together are often stamped together.
+            for run in spans.chunk_by(|a, b| a.source_delta_ns == b.source_delta_ns) {
+                let source_ns = publish.source_ns.saturating_add_signed(run[0].source_delta_ns).max(1);
+                self.metrics.record_source(source_ns, now.wall_ns, run.len() as u64);
             }
         }
         if info.home == self.worker {

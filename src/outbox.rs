@@ -23,6 +23,14 @@ pub mod ready;
 /// Shortest time between two gap notices of one subscription: telling of loss must not add to it.
 pub const GAP_NOTICE_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Age at which a frame of a `drop_oldest` subscription becomes a gap while its reader is behind: some flush windows, so that
+/// there is enough for a write. A backlog helps a reader over a pause; one that only ever grows old helps nobody, so once
+/// data was lost, what is left of it makes room for what is new (the standing queue of RFC 8289, section 3).
+pub const BEHIND_AGE_MAX: Duration = Duration::from_millis(50);
+
+/// A reader is behind until it has lost nothing for this long: at the edge of what it can take, losses are a second apart.
+pub const BEHIND_FOR: Duration = Duration::from_secs(5);
+
 /// Places of frames that are gone, beyond the number of those that wait, before the queue is put together anew.
 const REMOVED_MAX: usize = 64;
 
@@ -110,6 +118,8 @@ pub struct Outbox {
     gapped: Vec<Slot>,
     /// No gap notice is due before this.
     gap_due: Option<Instant>,
+    /// When a frame of a `drop_oldest` subscription was last lost.
+    lost_at: Option<Instant>,
     totals: Totals,
 }
 
@@ -221,6 +231,7 @@ impl Outbox {
             slots: Slab::new(),
             gapped: Vec::new(),
             gap_due: None,
+            lost_at: None,
             totals: Totals::default(),
         }
     }
@@ -400,8 +411,7 @@ impl Outbox {
                 self.pop_removed();
                 continue;
             };
-            let max_age = self.slots.get(entry.slot as usize).map_or(Duration::ZERO, |s| s.options.max_age);
-            if now.at.saturating_duration_since(frame.flushed_at) <= max_age {
+            if !self.is_stale(entry.slot, frame, now) {
                 break;
             }
             self.expire(0, now);
@@ -465,9 +475,7 @@ impl Outbox {
         while position < self.data.len() {
             let entry = &self.data[position];
             if let Some(frame) = &entry.frame {
-                let max_age =
-                    self.slots.get(entry.slot as usize).map_or(Duration::ZERO, |s| s.options.max_age);
-                if now.at.saturating_duration_since(frame.flushed_at) > max_age {
+                if self.is_stale(entry.slot, frame, now) {
                     self.expire(position, now);
                 } else if take(&frame.bytes, 0) == Take::Stop {
                     return;
@@ -672,6 +680,18 @@ impl Outbox {
         true
     }
 
+    /// Whether a waiting frame has become too old.
+    fn is_stale(&self, slot: Slot, frame: &Frame, now: Now) -> bool {
+        let age = now.at.saturating_duration_since(frame.flushed_at);
+        let Some(state) = self.slots.get(slot as usize) else { return !age.is_zero() };
+        age > state.options.max_age
+            || (age > BEHIND_AGE_MAX
+                && state.options.policy == Policy::DropOldest
+                // When a stream pauses, its newest frame is what a reader that is behind wants to see.
+                && frame.last + 1 < state.next
+                && self.lost_at.is_some_and(|at| now.at.saturating_duration_since(at) < BEHIND_FOR))
+    }
+
     fn expire(&mut self, position: usize, now: Now) {
         self.totals.dropped_age += self.drop_entry(position, now);
     }
@@ -685,6 +705,9 @@ impl Outbox {
         let count = self.remove_entry(position);
         if let Some(state) = self.slots.get_mut(slot as usize) {
             state.dropped += count;
+            if state.options.policy == Policy::DropOldest {
+                self.lost_at = Some(now.at);
+            }
         }
         self.note_gap(slot, GapReason::Slow, first, last, count, now);
         count

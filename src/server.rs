@@ -300,7 +300,8 @@ async fn serve_socket(
     }
     let upgraded = {
         let _plain = Plain::count(&plain_sockets);
-        serve_http(&worker, socket, remote).await.unwrap_or_default()
+        // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
+        Box::pin(serve_http(&worker, socket, remote)).await.unwrap_or_default()
     };
     if let Some(WebSocket { io, upgraded, slot }) = upgraded {
         connection::run(Rc::clone(&worker), io, upgraded).await;

@@ -476,3 +476,51 @@ fn depth_and_age_are_of_what_waits() {
     assert_eq!(bench.outbox.oldest_age(bench.now), Duration::ZERO);
     assert_eq!((bench.outbox.data_frames(), bench.outbox.data_bytes()), (1, 10));
 }
+
+#[test]
+fn a_reader_that_is_behind_gets_what_is_new() {
+    // (policy, what is written after a loss, then after a second with nothing written, then when it has kept up for long)
+    let fresh: [&[Seq]; 3] = [&[21, 22, 23, 24, 25], &[30], &[31, 32, 33]];
+    let old: [&[Seq]; 3] = [&[16, 17, 18, 19, 20, 21, 22, 23, 24, 25], &[26, 27, 28, 29, 30], &[31, 32, 33]];
+    for (policy, expected) in
+        [(Policy::DropOldest, fresh), (Policy::DropNewest, old), (Policy::Disconnect, old)]
+    {
+        let mut bench = Bench::new(10_000, 100, 1_000);
+        let slot = bench.open(policy);
+        let written = |bench: &mut Bench| {
+            bench.outbox.poll(bench.now).unwrap();
+            bench.write(usize::MAX);
+            std::mem::take(&mut bench.delivered)
+        };
+        // A pause that is shorter than the maximal age costs nothing.
+        for seq in 1..=10 {
+            bench.push(slot, seq, seq, 10).unwrap();
+            bench.pass(ms(90));
+        }
+        assert_eq!(written(&mut bench), (1..=10).collect::<Vec<_>>());
+        // A longer one costs the oldest, and then everything but the newest.
+        for seq in 11..=15 {
+            bench.push(slot, seq, seq, 10).unwrap();
+        }
+        bench.pass(SECOND);
+        for seq in 16..=25 {
+            bench.push(slot, seq, seq, 10).unwrap();
+            bench.pass(ms(10));
+        }
+        assert_eq!(written(&mut bench), expected[0], "{policy:?}");
+        for seq in 26..=30 {
+            bench.push(slot, seq, seq, 10).unwrap();
+        }
+        bench.pass(ms(500));
+        // The newest stays, however long the stream pauses within the maximal age.
+        assert_eq!(written(&mut bench), expected[1], "{policy:?}");
+        bench.pass(BEHIND_FOR);
+        for seq in 31..=33 {
+            bench.push(slot, seq, seq, 10).unwrap();
+        }
+        bench.pass(ms(500));
+        assert_eq!(written(&mut bench), expected[2], "{policy:?}");
+        let lost = if policy == Policy::DropOldest { 5 + 5 + 4 } else { 5 };
+        assert_eq!(bench.ledger(slot), [33, 33 - lost, 0, lost, 0], "{policy:?}");
+    }
+}
