@@ -24,7 +24,6 @@ impl EncodedHistogram {
     }
 
     /// The histogram, in the range of this program's own, so that it can be added to others.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for reports and merging"))]
     pub(crate) fn decode(&self) -> Result<Histogram<u64>, String> {
         let mut all = histogram();
         if self.0.is_empty() {

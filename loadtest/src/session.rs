@@ -1,7 +1,5 @@
 //! Everything that one call of `run` does: each scenario, several times in turns, a server for each; results to files.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +12,7 @@ use crate::hlog::Log;
 use crate::proc;
 use crate::result::{BuildInfo, FORMAT, RunFile, ScenarioResult};
 use crate::run::{self, Outcome, Progress};
+pub(crate) use crate::runfile::{save as save_json, save_bytes as save};
 use crate::scenario::Scenario;
 use crate::source::Source;
 use crate::table;
@@ -123,31 +122,6 @@ pub(crate) fn now_s() -> u64 {
 /// Whether every repetition was.
 pub(crate) fn is_sound(file: &RunFile) -> bool {
     file.results.iter().flat_map(|result| &result.repetitions).all(|it| it.sound)
-}
-
-/// Writes results.
-pub(crate) fn save_json(path: &Path, file: &RunFile) -> Result<(), String> {
-    let mut text = serde_json::to_string_pretty(file).map_err(|error| error.to_string())?;
-    text.push('\n');
-    save(path, text.as_bytes())
-}
-
-/// Writes a file.
-pub(crate) fn save(path: &Path, bytes: &[u8]) -> Result<(), String> {
-    fs::write(path, bytes).map_err(|error| format!("cannot write {}: {error}", path.display()))
-}
-
-/// Reads results.
-#[expect(dead_code, reason = "for merging")]
-pub(crate) fn load_json(path: &Path) -> Result<RunFile, String> {
-    let failed = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-    let text = fs::read(path).map_err(|error| failed(&error))?;
-    let file: RunFile = serde_json::from_slice(&text)
-        .map_err(|error| failed(&format_args!("it is not a result of this program: {error}")))?;
-    if file.format != FORMAT {
-        return Err(failed(&format_args!("it has format {}; this program reads {FORMAT}", file.format)));
-    }
-    Ok(file)
 }
 
 /// Progress and live figures, on a terminal.
