@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::compare::CompareArgs;
+use crate::report::ReportArgs;
 use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario};
 
 /// Measures a Tidewire server. Open loop: messages are sent by a schedule, and latency counts from the scheduled instant.
@@ -27,6 +29,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Print the scenarios that come with this program
     Scenarios(ScenariosArgs),
+    /// Judge a run by another: better, worse, or the same within noise
+    Compare(CompareArgs),
+    /// Show runs: text, or a page with plots
+    Report(ReportArgs),
 }
 
 /// Runs scenarios. It ends with 1 if anything was lost that was not announced as a gap, with 3 if it could not run.

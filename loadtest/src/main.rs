@@ -5,6 +5,7 @@ mod args;
 mod churn;
 mod clock;
 mod codecs;
+mod compare;
 mod control;
 mod data;
 mod dialect;
@@ -22,8 +23,10 @@ mod pacer;
 mod poll;
 mod proc;
 mod publishers;
+mod report;
 mod result;
 mod run;
+mod runfile;
 mod scenario;
 mod server;
 mod session;
@@ -32,6 +35,7 @@ mod source;
 mod stages;
 mod subscribers;
 mod table;
+mod units;
 mod verdict;
 mod ws;
 
@@ -51,13 +55,19 @@ const EXIT_INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        // These two decide what they end with.
+        Some(Command::Compare(args)) => return ended(compare::main(&args)),
+        Some(Command::Report(args)) => return ended(report::main(&args)),
         None => session::run_all(&RunArgs::parse_from(["loadtest"])),
         Some(Command::Run(args)) => session::run_all(&args),
         Some(Command::Scenarios(args)) => print_scenarios(&args).map(|()| true),
     };
+    ended(done.map(|is_sound| if is_sound { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSOUND) }))
+}
+
+fn ended(done: Result<ExitCode, String>) -> ExitCode {
     match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(EXIT_UNSOUND),
+        Ok(code) => code,
         Err(problem) => {
             eprintln!("loadtest: {problem}");
             ExitCode::from(if problem.ends_with(INTERRUPTED) { EXIT_INTERRUPTED } else { EXIT_FAILED })
