@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-steps=(format clippy tests benches docs deny msrv fuzz release conformance endpoints load)
+steps=(format clippy tests benches docs deny msrv fuzz release instructions conformance endpoints load)
 
 # Versions of the tools that are built here, so that the same commit gives the same verdict next year.
 cargo_deny=0.20.2
@@ -147,6 +147,11 @@ step_release() {
   cargo build --workspace --release --locked --quiet
 }
 
+step_instructions() {
+  step_release
+  scripts/instructions.sh
+}
+
 step_conformance() {
   scripts/conformance.sh --parallel 3
 }
@@ -183,7 +188,7 @@ step_load() {
 
 # Passes on only what a person wants to see of a step that went well; the log has the rest.
 result_lines() {
-  grep --line-buffered -E '^(test result:|note:|autobahn:|conformance:|fuzz:|bans ok|advisories ok)' || true
+  grep --line-buffered -E '^(test result:|note:|autobahn:|conformance:|fuzz:|instructions:|bans ok|advisories ok)' || true
 }
 
 run_step() {
