@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::compare::CompareArgs;
+use crate::peers::{PeersArgs, SpinArgs};
 use crate::report::ReportArgs;
 use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario};
 
@@ -33,6 +34,11 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show runs: text, or a page with plots
     Report(ReportArgs),
+    /// Measure Tidewire beside other servers: what scripts/peers.sh calls
+    Peers(PeersArgs),
+    /// Keep a CPU awake
+    #[command(hide = true)]
+    Spin(SpinArgs),
 }
 
 /// Runs scenarios. It ends with 1 if anything was lost that was not announced as a gap, with 3 if it could not run.

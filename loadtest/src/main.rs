@@ -20,6 +20,7 @@ mod measure;
 mod offset;
 mod others;
 mod pacer;
+mod peers;
 mod poll;
 mod proc;
 mod publishers;
@@ -60,6 +61,8 @@ fn main() -> ExitCode {
         Some(Command::Report(args)) => return ended(report::main(&args)),
         None => session::run_all(&RunArgs::parse_from(["loadtest"])),
         Some(Command::Run(args)) => session::run_all(&args),
+        Some(Command::Peers(args)) => peers::run_all(&args),
+        Some(Command::Spin(args)) => peers::spin(&args),
         Some(Command::Scenarios(args)) => print_scenarios(&args).map(|()| true),
     };
     ended(done.map(|is_sound| if is_sound { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSOUND) }))

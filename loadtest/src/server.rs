@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
@@ -87,12 +88,26 @@ impl Launch {
             .arg(self.workers.to_string())
             .args(&self.arguments)
             .envs(self.settings.iter().map(|(key, value)| (variable(key), value)));
-        Server::spawn(command, self.cpu).map_err(|problem| format!("{}: {problem}", self.binary.display()))
+        Server::spawn(command, self.cpu, Ready::SaysUrl)
+            .map_err(|problem| format!("{}: {problem}", self.binary.display()))
     }
 }
 
+/// How a server says that it listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ready {
+    /// It prints its URL, on its standard output or in its log.
+    SaysUrl,
+    /// It was told the address, and takes connections there.
+    Listens(SocketAddr),
+}
+
+/// Between two tries to connect.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
 impl Server {
-    fn spawn(mut command: Command, cpu: Option<usize>) -> Result<Self, String> {
+    /// Starts it on the CPU, with all that it starts itself, and waits until it listens.
+    pub(crate) fn spawn(mut command: Command, cpu: Option<usize>, ready: Ready) -> Result<Self, String> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // The child inherits the affinity of the thread that starts it, so no tool is needed for that.
         let mut child = proc::bound_to(cpu, move || command.spawn())
@@ -100,13 +115,20 @@ impl Server {
         let log = Arc::new(Mutex::new(VecDeque::new()));
         let (found, output) = sync_channel(1);
         // Both pipes are read to their ends, or a talkative server would block on a full one.
+        let (kept, found_in_log) = (Arc::clone(&log), found.clone());
         if let Some(stdout) = child.stdout.take() {
             thread::spawn(move || find_url(stdout, &found));
         }
-        let kept = Arc::clone(&log);
-        let logger = child.stderr.take().map(|stderr| thread::spawn(move || keep_last_lines(stderr, &kept)));
+        let logger = child
+            .stderr
+            .take()
+            .map(|stderr| thread::spawn(move || keep_last_lines(stderr, &kept, &found_in_log)));
         let mut server = Self { child, url: String::new(), log, logger, output };
-        let problem = match server.output.recv_timeout(START_TIMEOUT) {
+        let said = match ready {
+            Ready::SaysUrl => server.output.recv_timeout(START_TIMEOUT),
+            Ready::Listens(address) => server.wait_for_listener(address),
+        };
+        let problem = match said {
             Ok(url) => {
                 server.url = url;
                 return Ok(server);
@@ -117,6 +139,21 @@ impl Server {
         // Ended first: then its log is complete.
         server.end();
         Err(format!("{problem}\n{}", server.log()))
+    }
+
+    fn wait_for_listener(&mut self, address: SocketAddr) -> Result<String, RecvTimeoutError> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        loop {
+            if TcpStream::connect_timeout(&address, START_TIMEOUT).is_ok() {
+                return Ok(format!("ws://{address}/"));
+            }
+            // Not a sleep alone: it ends early when the server does.
+            match self.output.recv_timeout(TRY_AGAIN) {
+                Err(RecvTimeoutError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                _ if Instant::now() >= deadline => return Err(RecvTimeoutError::Timeout),
+                _ => {}
+            }
+        }
     }
 
     /// Its process number.
@@ -195,8 +232,14 @@ fn find_url(stdout: impl Read, found: &SyncSender<String>) {
     }
 }
 
-fn keep_last_lines(stderr: impl Read, kept: &Mutex<VecDeque<String>>) {
+fn keep_last_lines(stderr: impl Read, kept: &Mutex<VecDeque<String>>, found: &SyncSender<String>) {
+    let mut sent = false;
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        if !sent && let Some(url) = first_url(&line) {
+            // Fails where the standard output was first.
+            sent = true;
+            let _ = found.try_send(url.to_owned());
+        }
         let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == LOG_LINES_MAX {
             kept.pop_front();
@@ -234,7 +277,7 @@ mod tests {
     fn spawn(script: &str) -> Result<Server, String> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
-        Server::spawn(command, Some(0))
+        Server::spawn(command, Some(0), Ready::SaysUrl)
     }
 
     #[test]
@@ -244,6 +287,23 @@ mod tests {
         let pid = server.pid();
         drop(server);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn a_server_may_say_its_address_in_its_log_or_be_found_there() {
+        let server = spawn("echo on ws://127.0.0.1:1/ >&2; exec sleep 100").unwrap();
+        assert_eq!(server.url, "ws://127.0.0.1:1/");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let run = |script: &str, address| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]);
+            Server::spawn(command, None, Ready::Listens(address))
+        };
+        assert_eq!(run("exec sleep 100", address).unwrap().url, format!("ws://{address}/"));
+        drop(listener);
+        let error = run("echo no port >&2; exit 1", address).unwrap_err();
+        assert!(error.contains("ended before") && error.contains("no port"), "{error}");
     }
 
     #[test]

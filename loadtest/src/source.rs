@@ -93,11 +93,7 @@ impl Source {
     ) -> Result<(Target, Option<Server>), String> {
         let (endpoint, server_pid, server) = match self {
             Self::Own(launch) => {
-                proc::raise_open_files(scenario.connections() + run::OTHER_FILES)
-                    .map_err(|error| error.to_string())?;
-                let mut launch = launch.clone();
-                launch.settings = settings(scenario);
-                let server = launch.start()?;
+                let server = start(launch, scenario)?;
                 let endpoint = Endpoint::parse(&server.url).map_err(|error| error.to_string())?;
                 (endpoint, Some(server.pid()), Some(server))
             }
@@ -114,8 +110,14 @@ impl Source {
     }
 }
 
+/// Starts a server for the scenario.
+pub(crate) fn start(launch: &Launch, scenario: &Scenario) -> Result<Server, String> {
+    proc::raise_open_files(scenario.connections() + run::OTHER_FILES).map_err(|error| error.to_string())?;
+    Launch { settings: settings(scenario), ..launch.clone() }.start()
+}
+
 /// As it says itself.
-fn version_of(launch: &Launch) -> Option<String> {
+pub(crate) fn version_of(launch: &Launch) -> Option<String> {
     let output = Command::new(&launch.binary).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     let version = text.split_whitespace().nth(1)?;
