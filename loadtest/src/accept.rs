@@ -34,7 +34,7 @@ pub(crate) fn run(
     scenario: &Scenario,
     target: &Target,
     in_flight: usize,
-    clock: Clock,
+    (clock, start_ns): (Clock, u64),
     interrupted: &AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Outcome, String> {
@@ -42,7 +42,7 @@ pub(crate) fn run(
     let endpoint = target.dialect.endpoint_to_subscribe(&target.endpoint);
     let failed = |error: std::io::Error| format!("the generator failed: {error}");
     let mut poll = Poll::new().map_err(failed)?;
-    let times = Times::new(scenario, clock.now_ns());
+    let times = Times::new(scenario, start_ns);
     let (counters, mut snapshots) = (Counters::default(), Vec::new());
     let mut callers: Vec<Option<Caller>> = (0..in_flight).map(|_| None).collect();
     let mut churned = Churned { to_subscribed: histogram(), failed: 0, failures: Vec::new() };
@@ -155,7 +155,8 @@ mod tests {
             ..named("accept").unwrap()
         };
         let target = Target::new(Endpoint::parse(url).unwrap());
-        run(&scenario, &target, 4, Clock::new(), &AtomicBool::new(false), &mut |_| ()).unwrap()
+        let clock = Clock::new();
+        run(&scenario, &target, 4, (clock, clock.now_ns()), &AtomicBool::new(false), &mut |_| ()).unwrap()
     }
 
     #[test]

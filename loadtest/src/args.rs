@@ -9,7 +9,8 @@ use clap::{Args, Parser, Subcommand};
 use crate::compare::CompareArgs;
 use crate::peers::{PeersArgs, SpinArgs};
 use crate::report::ReportArgs;
-use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario};
+use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario, Share};
+use crate::slo::Slo;
 
 /// Measures a Tidewire server. Open loop: messages are sent by a schedule, and latency counts from the scheduled instant.
 ///
@@ -39,6 +40,10 @@ pub(crate) enum Command {
     /// Keep a CPU awake
     #[command(hide = true)]
     Spin(SpinArgs),
+    /// Search the highest rate at which a scenario meets an objective
+    FindLimit(Box<LimitArgs>),
+    /// Add up the results of several processes that shared a run
+    Merge(MergeArgs),
 }
 
 /// Runs scenarios. It ends with 1 if anything was lost that was not announced as a gap, with 3 if it could not run.
@@ -49,6 +54,9 @@ pub(crate) struct RunArgs {
     /// Run everything so many times, in turns, and report medians
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repetitions: u32,
+    /// Share each scenario among so many processes of this program. No histogram log is written
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub processes: u32,
     /// What configuration this is, in a few words: kept in the results
     #[arg(long, value_name = "TEXT")]
     pub label: Option<String>,
@@ -62,6 +70,9 @@ pub(crate) struct RunArgs {
     /// What to change in each scenario
     #[command(flatten)]
     pub changes: Changes,
+    /// Which part of a run of several hosts this is
+    #[command(flatten)]
+    pub part: PartArgs,
 
     /// Results as JSON
     #[arg(long, value_name = "FILE", default_value = "loadtest-results.json", help_heading = "Results")]
@@ -69,6 +80,23 @@ pub(crate) struct RunArgs {
     /// Latencies as an HdrHistogram interval log
     #[arg(long, value_name = "FILE", default_value = "loadtest-results.hlog", help_heading = "Results")]
     pub hlog: PathBuf,
+}
+
+/// One part of a run that several processes share, on one host or on several; `loadtest merge` adds them up.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct PartArgs {
+    /// Do this part of the scenario: 1/3, 2/3 and 3/3 on three hosts
+    #[arg(long, value_name = "I/N", value_parser = share, requires = "run_id", requires = "url", conflicts_with_all = ["processes", "repetitions"], help_heading = "Several hosts")]
+    pub share: Option<Share>,
+    /// The same word for all parts of one run, and another for each run
+    #[arg(long, value_name = "WORD", value_parser = run_id, requires = "share", help_heading = "Several hosts")]
+    pub run_id: Option<String>,
+    /// When to begin, in seconds since 1970, the same for all parts: $(($(date +%s) + 20))
+    #[arg(long, value_name = "UNIX_S", requires = "share", help_heading = "Several hosts")]
+    pub start_at: Option<u64>,
+    /// Say `ready`, and read from standard input when to begin
+    #[arg(long, hide = true, requires = "share")]
+    pub start_told: bool,
 }
 
 /// The server that is measured.
@@ -160,6 +188,71 @@ pub(crate) struct ScenariosArgs {
     /// As a TOML file, to start one of your own from: loadtest scenarios steady --toml > mine.toml
     #[arg(long)]
     pub toml: bool,
+}
+
+/// Searches the highest rate, in messages a second, at which the scenario meets the objective: doubles it until it does not,
+/// then halves the gap, then confirms it with a run of twice the time. It ends with 1 if no rate does.
+#[derive(Debug, Parser)]
+pub(crate) struct LimitArgs {
+    /// Name of a scenario with a rate, or a TOML file with one; its rate is tried first
+    pub scenario: String,
+    /// What has to hold: p50, p90, p99, p999, max (us, ms, s), loss, gaps (samples), cpu (of the server, CPUs or %)
+    #[arg(long, default_value = "p99<20ms,loss=0")]
+    pub slo: Slo,
+    /// Seconds measured in each step
+    #[arg(long, value_name = "S", value_parser = seconds, default_value = "3")]
+    pub step_duration: Duration,
+    /// Highest rate tried
+    #[arg(long, value_name = "PER_S", default_value = "10000000")]
+    pub max_rate: NonZeroU64,
+    /// Ends when the gap is this share of the rate
+    #[arg(long, value_name = "SHARE", default_value_t = 0.05, value_parser = precision)]
+    pub precision: f64,
+    /// Against what
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// This process
+    #[command(flatten)]
+    pub generator: GeneratorArgs,
+    /// What to change in the scenario
+    #[command(flatten)]
+    pub changes: Changes,
+    /// The confirmation as JSON
+    #[arg(long, value_name = "FILE", default_value = "loadtest-limit.json", help_heading = "Results")]
+    pub json: PathBuf,
+}
+
+/// Adds up parts.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Results of all parts of one run, made with --share
+    #[arg(required = true)]
+    pub parts: Vec<PathBuf>,
+    /// The whole, as JSON
+    #[arg(short, long, value_name = "FILE", default_value = "loadtest-results.json")]
+    pub output: PathBuf,
+}
+
+fn precision(text: &str) -> Result<f64, String> {
+    let share = text.parse().unwrap_or(f64::NAN);
+    if (0.001..=1.0).contains(&share) { Ok(share) } else { Err("want 0.001 to 1, such as 0.05".to_owned()) }
+}
+
+fn share(text: &str) -> Result<Share, String> {
+    let parsed = text.split_once('/').and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+    match parsed {
+        Some((index, of)) if (1..=of).contains(&index) => Ok(Share { index: index - 1, of }),
+        _ => Err("want I/N with I from 1 to N, such as 1/3".to_owned()),
+    }
+}
+
+fn run_id(text: &str) -> Result<String, String> {
+    let fits = (1..=32).contains(&text.len()) && text.bytes().all(|it| it.is_ascii_alphanumeric());
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("it becomes part of channel names; want 1 to 32 letters and digits".to_owned())
+    }
 }
 
 /// Measured in the selection: with warm-ups, 30 seconds in all.
@@ -329,7 +422,12 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let cases: [(&[&str], &str); 9] = [
+        let cases: [(&[&str], &str); 14] = [
+            (&["--share=1/2"], "--run-id"),
+            (&["--share=0/2", "--run-id=x", "--url=ws://x"], "I/N"),
+            (&["--share=1/2", "--run-id=a.b", "--url=ws://x"], "letters and digits"),
+            (&["--share=1/2", "--run-id=x"], "--url"),
+            (&["--start-at=7"], "--share"),
             (&["stedy"], "stedy"),
             (&["missing.toml"], "missing.toml"),
             (&["steady", "all"], "twice"),

@@ -16,13 +16,16 @@ mod figures;
 mod fleet;
 mod hlog;
 mod ledger;
+mod limit;
 mod measure;
+mod merge;
 mod offset;
 mod others;
 mod pacer;
 mod peers;
 mod poll;
 mod proc;
+mod processes;
 mod publishers;
 mod report;
 mod result;
@@ -31,6 +34,7 @@ mod runfile;
 mod scenario;
 mod server;
 mod session;
+mod slo;
 mod snapshot;
 mod source;
 mod stages;
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
         Some(Command::Peers(args)) => peers::run_all(&args),
         Some(Command::Spin(args)) => peers::spin(&args),
         Some(Command::Scenarios(args)) => print_scenarios(&args).map(|()| true),
+        Some(Command::FindLimit(args)) => limit::find(&args),
+        Some(Command::Merge(args)) => session::merge_all(&args),
     };
     ended(done.map(|is_sound| if is_sound { ExitCode::SUCCESS } else { ExitCode::from(EXIT_UNSOUND) }))
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::Account;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Share};
 
 /// Version of the file's shape: raised when a field changes its meaning or goes.
 pub(crate) const FORMAT: u32 = 2;
@@ -30,6 +30,18 @@ pub(crate) struct RunFile {
     pub results: Vec<ScenarioResult>,
     /// What was asked for and could not be run, and why: peers that are not installed.
     pub skipped: Vec<Skipped>,
+    /// Which part of a run of several processes this is, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedRun>,
+}
+
+/// A part of a run of several processes, to be merged with the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SharedRun {
+    /// The same in all parts.
+    pub run_id: String,
+    /// Which part.
+    pub share: Share,
 }
 
 /// The machine.

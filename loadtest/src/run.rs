@@ -46,7 +46,6 @@ const SHARED_END: Duration = Duration::from_secs(2);
 
 /// When the first message goes out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[expect(dead_code, reason = "for runs of several processes")]
 pub(crate) enum Start {
     /// Right after the set-up.
     #[default]
@@ -122,7 +121,6 @@ pub(crate) struct Phase {
     /// The time series.
     pub seconds: Vec<Second>,
     /// Latencies of each of these intervals.
-    #[expect(dead_code, reason = "for runs of several processes")]
     pub interval_latencies: Vec<Histogram<u64>>,
 }
 
@@ -197,7 +195,8 @@ pub(crate) fn run(
         live: None,
     });
     if let Kind::Accept { in_flight } = scenario.kind {
-        let outcome = accept::run(scenario, target, in_flight, clock, interrupted, on_progress)?;
+        let start_ns = start_instant(target.start, clock)?;
+        let outcome = accept::run(scenario, target, in_flight, (clock, start_ns), interrupted, on_progress)?;
         return Ok(Outcome { server_before, ..outcome });
     }
     let before = if target.estimates_clock { Some(offset::estimate(&target.endpoint, clock)?) } else { None };

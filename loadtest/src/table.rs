@@ -323,6 +323,21 @@ fn caption(file: &RunFile) -> String {
     text
 }
 
+/// A run in a line.
+pub(crate) fn in_short(once: &Repetition) -> String {
+    let worst = |figure: fn(&PhaseResult) -> f64| once.phases.iter().map(figure).fold(0.0, f64::max);
+    let cpus = once.phases.iter().filter_map(|phase| phase.server.cpus).reduce(f64::max);
+    let account = &once.account;
+    format!(
+        "p50 {}  p99 {}  gaps {}  lost {}  server {}",
+        nanos(worst(|phase| phase.latency.p50 as f64)),
+        nanos(worst(|phase| phase.latency.p99 as f64)),
+        grouped(account.announced),
+        grouped(account.unannounced + account.excess + account.irregular),
+        percent(cpus)
+    )
+}
+
 /// Figures while a run goes on.
 pub(crate) fn live(live: Live) -> String {
     let Live { messages_per_s, deliveries_per_s, p99_ns, announced } = live;

@@ -88,7 +88,15 @@ pub(crate) fn repetition(
         .phases
         .iter()
         .enumerate()
-        .map(|(index, phase)| phase_result(phase, scenario.messages_per_s(index), outcome, server_cpus))
+        .map(|(index, phase)| {
+            let mut result = phase_result(phase, scenario.messages_per_s(index), outcome, server_cpus);
+            if scenario != whole {
+                // A part: merging needs more than percentiles.
+                result.second_histograms =
+                    phase.interval_latencies.iter().map(EncodedHistogram::of).collect();
+            }
+            result
+        })
         .collect();
     let is_idle = scenario.messages_per_s(0) == Some(0.0) && scenario.kind == Kind::Stream;
     let idle_bytes_per_connection = outcome.server_before.filter(|_| is_idle).and_then(|before| {
@@ -191,6 +199,23 @@ fn phase_result(
         machine_steal: used.machine.map(|(_, steal)| steal),
         bottleneck: evidence.weigh(),
     }
+}
+
+/// Weighs the evidence of a result that was put together from parts.
+pub(crate) fn weigh_again(phase: &PhaseResult, server_cpus: usize) -> Bottleneck {
+    let load = |side: Side| {
+        Some(Load { cpus: side.cpus?, busiest: side.busiest_thread?, waiting: side.waiting.unwrap_or(0.0) })
+    };
+    let evidence = Evidence {
+        server: load(phase.server),
+        server_cpus,
+        client: load(phase.client),
+        client_cpus: crate::proc::allowed_cpus(),
+        lateness_p99_ns: phase.lateness.p99,
+        latency_p99_ns: phase.latency.p99,
+        idle: phase.machine_idle,
+    };
+    evidence.weigh()
 }
 
 /// Name and meaning of the parts that the server measures.
@@ -325,6 +350,7 @@ pub(crate) mod fixture {
             generator: BuildInfo::own(),
             results: outcomes.iter().map(result).collect(),
             skipped: Vec::new(),
+            shared: None,
         }
     }
 }

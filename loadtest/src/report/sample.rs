@@ -77,6 +77,7 @@ impl Sample {
                 what: "mosquitto".to_owned(),
                 why: "not installed; scripts/peers.sh installs it".to_owned(),
             }],
+            shared: None,
         }
     }
 

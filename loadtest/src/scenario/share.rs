@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Load, Scenario};
+use super::{Kind, Load, Scenario};
 
 /// Which process this is, of how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ impl Scenario {
     pub(crate) fn share(&self, share: Share) -> Self {
         let mut part = self.clone();
         part.publishers = share.range(self.publishers).len();
+        if let Kind::Accept { in_flight } = &mut part.kind {
+            *in_flight = share.range(*in_flight).len().max(1);
+        }
         for group in &mut part.groups {
             group.count = share.range(group.count).len();
         }

@@ -52,6 +52,11 @@ impl Endpoint {
         Ok(Self { address, host: authority.to_owned(), path: path.to_owned() })
     }
 
+    /// As it was given.
+    pub(crate) fn url(&self) -> String {
+        format!("ws://{}{}", self.host, self.path)
+    }
+
     /// Another path of the same server.
     pub(crate) fn with_path(&self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self.clone() }
