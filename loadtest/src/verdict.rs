@@ -98,7 +98,7 @@ pub(crate) fn repetition(
             result
         })
         .collect();
-    let is_idle = scenario.messages_per_s(0) == Some(0.0) && scenario.kind == Kind::Stream;
+    let is_idle = whole.messages_per_s(0) == Some(0.0) && whole.kind == Kind::Stream;
     let idle_bytes_per_connection = outcome.server_before.filter(|_| is_idle).and_then(|before| {
         let now = outcome.phases.last()?.used.server_memory?;
         Some(now.resident.saturating_sub(before.resident) as f64 / whole.connections() as f64)
@@ -362,6 +362,7 @@ mod tests {
     use crate::churn::Churned;
     use crate::ledger::Account;
     use crate::measure::histogram;
+    use crate::scenario::named;
 
     #[test]
     fn what_makes_a_run_unsound() {
@@ -446,6 +447,16 @@ mod tests {
         assert!(json["results"][1]["repetitions"][0]["idle_bytes_per_connection"].as_f64().unwrap() > 400.0);
         let read: crate::result::RunFile = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(read).unwrap(), json, "it reads back");
+    }
+
+    #[test]
+    fn a_part_without_publishers_is_not_an_idle_scenario() {
+        let whole = named("steady").unwrap();
+        let share = crate::scenario::Share { index: 0, of: 2 };
+        let part = Outcome { scenario: whole.share(share), ..outcome("steady", vec![phase("steady", 1)]) };
+        assert_eq!(part.scenario.messages_per_s(0), Some(0.0));
+        assert_eq!(repetition(&part, &whole, 0, 1).idle_bytes_per_connection, None);
+        assert!(repetition(&part, &part.scenario, 0, 1).idle_bytes_per_connection.is_some());
     }
 
     #[test]

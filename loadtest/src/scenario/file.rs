@@ -82,6 +82,15 @@ mod tests {
     }
 
     #[test]
+    fn the_example_files_are_right() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(!read(&path).unwrap().is_empty(), "{}", path.display());
+        }
+    }
+
+    #[test]
     fn mistakes_are_named_with_their_place() {
         let good = "[[scenario]]\nname = 'a'\nload = { scheduled = { per_s = 5 } }\n[[scenario.groups]]\ncount = 1\n";
         assert!(parse(good).is_ok());
