@@ -1,7 +1,7 @@
 //! What does one delivery cost, a sample times a subscriber: from a checked publish through the hub and the outboxes to the
 //! bytes of a write? And does it allocate?
 //!
-//! One channel, subscribers of the default class. Each round is one publish, 10 ms of virtual time after the last, so it is
+//! One channel, subscribers of the default class. each round is one publish, 100 ms of virtual time after the last, so it is
 //! sealed at once: as many frames as blocks, the dearest case. Canonical: blocks of 1 and of 32 samples of 128 bytes; 10,
 //! 100 and 1,000 subscribers; one worker. The first number of a name is the samples, the second the subscribers.
 //!

@@ -17,7 +17,7 @@
 //! Nothing is random. `cargo bench --bench outbox`; `cargo bench --bench outbox -- --test` runs each once.
 
 use std::hint::black_box;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -44,7 +44,7 @@ const POLICIES: [(&str, Policy); 4] = [
 
 struct Bench {
     now: Now,
-    frames: Vec<Arc<Frame>>,
+    frames: Vec<Rc<Frame>>,
     config: Config,
 }
 
@@ -60,7 +60,7 @@ impl Bench {
             flushed_at: now.at,
             received_at: [now.at; TIMED_SAMPLES],
         };
-        Self { now, frames: (1..=BATCH as u64).map(frame).map(Arc::new).collect(), config: Config::default() }
+        Self { now, frames: (1..=BATCH as u64).map(frame).map(Rc::new).collect(), config: Config::default() }
     }
 
     fn outbox(&self) -> Outbox {
@@ -87,11 +87,11 @@ impl Bench {
     }
 
     /// Gathers all that fits in a write; returns frames and bytes.
-    fn gather(&self, outbox: &mut Outbox) -> (usize, usize) {
+    fn gather(&self, outbox: &Outbox) -> (usize, usize) {
         let (mut frames, mut bytes) = (0, 0);
-        outbox.gather(self.now, |message, written| {
+        outbox.gather(|message| {
             frames += 1;
-            bytes += black_box(message).len() - written;
+            bytes += black_box(message).len();
             Take::More
         });
         (frames, bytes)

@@ -198,7 +198,7 @@ impl Hub {
             }
             ToWorker::Frame { class, frame, permit } => {
                 drop(permit);
-                self.hand_out(class, &frame, now);
+                self.hand_out(class, *frame, now);
             }
             ToWorker::Join { info, from, to, worker, token } => {
                 let seq = self.join_at_home(&info, from, to, worker, now);
@@ -336,7 +336,7 @@ impl Hub {
                 }
             }
             if here {
-                self.hand_out(key, &frame, now);
+                self.hand_out(key, frame, now);
             }
         }
         // The capacity stays with the hub.
@@ -344,11 +344,13 @@ impl Hub {
     }
 
     /// The fan-out: one reference count, one queue entry and at most one wake-up for each receiver.
-    fn hand_out(&mut self, class: ClassKey, frame: &Arc<Frame>, now: Now) {
+    fn hand_out(&mut self, class: ClassKey, frame: Frame, now: Now) {
         let Some(receivers) = self.receivers.get(&frame.channel) else { return };
         let Some((_, receivers)) = receivers.classes.iter().find(|(key, _)| *key == class) else { return };
+        // Counted on this thread alone: an atomic count would travel between the caches of all workers, once for each receiver.
+        let frame = Rc::new(frame);
         for receiver in receivers {
-            receiver.handle.push_data(receiver.slot, frame, now);
+            receiver.handle.push_data(receiver.slot, &frame, now);
         }
         self.metrics.record(Stage::FanoutWidth, receivers.len() as u64, 1);
     }

@@ -8,8 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use bytes::Bytes;
-
 use crate::clock::{Now, nanos};
 use crate::close::CloseReason;
 use crate::metrics::Stage;
@@ -26,8 +24,9 @@ const WRITE_BYTES_MAX: usize = 64 << 10;
 /// Larger ones go out from where they are.
 const COPY_BYTES_MAX: usize = 4 << 10;
 
-/// Pieces of one write: at least two of three are larger than [`COPY_BYTES_MAX`], so this many fill it.
-const PIECES_MAX: usize = 24;
+/// Pieces of one write: every second is larger than [`COPY_BYTES_MAX`], so these are more than a socket with the default
+/// `outbox.notsent_lowat_bytes` takes.
+const PIECES_MAX: usize = 12;
 
 /// Writes that one turn makes before the other connections of the thread have theirs.
 const WRITES_PER_TURN: u32 = 8;
@@ -36,10 +35,10 @@ const WRITES_PER_TURN: u32 = 8;
 /// less than half a millisecond; looking costs about a fifth of a write.
 const TURNS_PER_PASS: u32 = 32;
 
-/// A piece of a write.
-enum Piece {
+/// A piece of a write: a range of the worker's buffer, or a message where it is.
+enum Piece<'a> {
     Copied(Range<usize>),
-    Shared(Bytes),
+    Shared(&'a [u8]),
 }
 
 /// How far a turn of writing came.
@@ -59,7 +58,6 @@ enum Turn {
 /// One task for all of them, because waking a task for each would cost more than what is left of a write beside the system
 /// call. Never ends.
 pub async fn run_writer(worker: &Worker) {
-    let mut pieces = Vec::new();
     // A socket that is full is left to the connection's own loop, which polls it again with its own waker.
     let cx = &mut Context::from_waker(Waker::noop());
     loop {
@@ -76,8 +74,7 @@ pub async fn run_writer(worker: &Worker) {
                     return;
                 }
                 // A bug in the work for one connection ends that one and not the writing for all.
-                let turn =
-                    catch_unwind(AssertUnwindSafe(|| turn(worker, watched, &mut pieces, &mut now, cx)));
+                let turn = catch_unwind(AssertUnwindSafe(|| turn(worker, watched, &mut now, cx)));
                 match turn.unwrap_or(Turn::End(CloseReason::Internal)) {
                     Turn::Done => watched.handle.set_idle(),
                     Turn::More => watched.handle.list_again(),
@@ -97,13 +94,12 @@ pub async fn run_writer(worker: &Worker) {
 /// else is the worker's writer's. Ends with the connection, and says why. In a drain it first writes what the outbox holds.
 pub async fn run(worker: &Worker, watched: &Watched) -> CloseReason {
     let handle = &watched.handle;
-    let mut pieces = Vec::new();
     poll_fn(|cx| {
         handle.register_task(cx);
         if handle.writing() != Writing::Own {
             return Poll::Pending;
         }
-        match turn(worker, watched, &mut pieces, &mut worker.now(), cx) {
+        match turn(worker, watched, &mut worker.now(), cx) {
             Turn::Done if handle.ending().is_none() => {
                 handle.set_idle();
                 Poll::Pending
@@ -120,13 +116,7 @@ pub async fn run(worker: &Worker, watched: &Watched) -> CloseReason {
 }
 
 /// Up to [`WRITES_PER_TURN`] writes. `now` is what the clock said last, and is moved on by each write.
-fn turn(
-    worker: &Worker,
-    watched: &Watched,
-    pieces: &mut Vec<Piece>,
-    now: &mut Now,
-    cx: &mut Context<'_>,
-) -> Turn {
+fn turn(worker: &Worker, watched: &Watched, now: &mut Now, cx: &mut Context<'_>) -> Turn {
     let handle = &watched.handle;
     for _ in 0..WRITES_PER_TURN {
         if handle.is_cut() {
@@ -147,7 +137,7 @@ fn turn(
             // A gap notice that is not due yet: the ticker wakes for it.
             return Turn::Done;
         }
-        match write(worker, watched, &mut outbox, pieces, now, cx) {
+        match write(worker, watched, &mut outbox, now, cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => return Turn::End(CloseReason::PeerGone),
             Poll::Pending => {
@@ -164,12 +154,11 @@ fn turn(
 /// # Errors
 /// The socket's.
 pub async fn flush(worker: &Worker, watched: &Watched) -> io::Result<()> {
-    let mut pieces = Vec::new();
     poll_fn(|cx| {
         let mut now = worker.now();
         let mut outbox = watched.handle.outbox().borrow_mut();
         while outbox.has_output() {
-            std::task::ready!(write(worker, watched, &mut outbox, &mut pieces, &mut now, cx))?;
+            std::task::ready!(write(worker, watched, &mut outbox, &mut now, cx))?;
         }
         Pin::new(&mut *watched.io.borrow_mut()).poll_flush(cx)
     })
@@ -181,47 +170,47 @@ fn write(
     worker: &Worker,
     watched: &Watched,
     outbox: &mut Outbox,
-    pieces: &mut Vec<Piece>,
     now: &mut Now,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<()>> {
     let mut buffer = worker.write_buffer.borrow_mut();
     buffer.clear();
-    pieces.clear();
-    let mut offered = 0;
-    outbox.gather(*now, |message, written| {
-        let rest = message.len() - written;
-        if rest > COPY_BYTES_MAX {
-            pieces.push(Piece::Shared(message.slice(written..)));
+    let (depth, age) = (outbox.data_bytes(), outbox.oldest_age(*now));
+    let mut pieces = [const { Piece::Copied(0..0) }; PIECES_MAX];
+    let (mut count, mut offered) = (0_usize, 0);
+    outbox.gather(|message| {
+        let last = count.checked_sub(1).map(|last| &mut pieces[last]);
+        if message.len() > COPY_BYTES_MAX {
+            pieces[count] = Piece::Shared(message);
+            count += 1;
         } else {
             let start = buffer.len();
-            buffer.extend_from_slice(&message[written..]);
-            match pieces.last_mut() {
-                Some(Piece::Copied(range)) => range.end = buffer.len(),
-                _ => pieces.push(Piece::Copied(start..buffer.len())),
+            buffer.extend_from_slice(message);
+            if let Some(Piece::Copied(range)) = last {
+                range.end = buffer.len();
+            } else {
+                pieces[count] = Piece::Copied(start..buffer.len());
+                count += 1;
             }
         }
-        offered += rest;
-        if offered >= WRITE_BYTES_MAX || pieces.len() == PIECES_MAX { Take::Stop } else { Take::More }
+        offered += message.len();
+        if offered >= WRITE_BYTES_MAX || count == PIECES_MAX { Take::Stop } else { Take::More }
     });
-    if pieces.is_empty() {
+    if count == 0 {
         // Everything that waited was too old.
         return Poll::Ready(Ok(()));
     }
-    let depth = outbox.data_bytes();
-    let age = outbox.oldest_age(*now);
-
     let mut slices = [IoSlice::new(&[]); PIECES_MAX];
-    for (slice, piece) in slices.iter_mut().zip(&*pieces) {
+    for (slice, piece) in slices.iter_mut().zip(&pieces[..count]) {
         *slice = IoSlice::new(match piece {
             Piece::Copied(range) => &buffer[range.clone()],
-            Piece::Shared(bytes) => bytes,
+            Piece::Shared(message) => message,
         });
     }
     let written = {
         let mut io = watched.io.borrow_mut();
         let io = Pin::new(&mut *io);
-        let polled = match &slices[..pieces.len()] {
+        let polled = match &slices[..count] {
             // A list of one costs the kernel more than the piece itself.
             [piece] => io.poll_write(cx, piece),
             list => io.poll_write_vectored(cx, list),
@@ -231,7 +220,6 @@ fn write(
             written => written,
         }
     };
-    pieces.clear();
 
     // One reading of the clock for the whole write, however many samples were in it.
     *now = worker.now();

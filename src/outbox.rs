@@ -6,7 +6,7 @@
 //! each [`GAP_NOTICE_INTERVAL`] for a subscription and reason.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,6 +30,9 @@ pub const BEHIND_AGE_MAX: Duration = Duration::from_millis(50);
 
 /// A reader is behind until it has lost nothing for this long: at the edge of what it can take, losses are a second apart.
 pub const BEHIND_FOR: Duration = Duration::from_secs(5);
+
+/// How far into the data lane a write looks for frames that are too old, in bytes: as far as it reaches.
+const LOOK_BYTES_MAX: usize = 64 << 10;
 
 /// Places of frames that are gone, beyond the number of those that wait, before the queue is put together anew.
 const REMOVED_MAX: usize = 64;
@@ -127,7 +130,7 @@ pub struct Outbox {
 struct Entry {
     slot: Slot,
     /// `None` once it was dropped or replaced: the entry's place stays, so that numbers remain stable.
-    frame: Option<Arc<Frame>>,
+    frame: Option<Rc<Frame>>,
 }
 
 #[derive(Debug)]
@@ -139,7 +142,7 @@ struct Partial {
 #[derive(Debug)]
 enum Item {
     Control(Bytes),
-    Data(Slot, Arc<Frame>),
+    Data(Slot, Rc<Frame>),
 }
 
 #[derive(Debug)]
@@ -340,7 +343,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The outbox is full and the subscription's policy is [`Policy::Disconnect`].
-    pub fn push_data(&mut self, slot: Slot, frame: &Arc<Frame>, now: Now) -> Result<(), Overflow> {
+    pub fn push_data(&mut self, slot: Slot, frame: &Rc<Frame>, now: Now) -> Result<(), Overflow> {
         let Some(state) = self.slots.get_mut(slot as usize) else { return Ok(()) };
         if frame.last < state.next {
             // Everything in it was published before the subscription began.
@@ -384,7 +387,7 @@ impl Outbox {
             self.compact();
         }
         let number = self.data_popped + self.data.len() as u64;
-        self.data.push_back(Entry { slot, frame: Some(Arc::clone(frame)) });
+        self.data.push_back(Entry { slot, frame: Some(Rc::clone(frame)) });
         self.data_bytes += bytes;
         self.data_frames += 1;
         let state = &mut self.slots[slot as usize];
@@ -401,21 +404,12 @@ impl Outbox {
         self.account_hole(slot, head + 1, now);
     }
 
-    /// Queues the gap notices that are due, and drops what has waited too long at the front of the data lane.
+    /// Drops what has waited too long, and queues the gap notices that are due. To be called before [`Outbox::gather`].
     ///
     /// # Errors
     /// The control lane is full.
     pub fn poll(&mut self, now: Now) -> Result<(), Overflow> {
-        while let Some(entry) = self.data.front() {
-            let Some(frame) = &entry.frame else {
-                self.pop_removed();
-                continue;
-            };
-            if !self.is_stale(entry.slot, frame, now) {
-                break;
-            }
-            self.expire(0, now);
-        }
+        self.drop_stale(now);
         // A gap names its channel by number, too. And while a peer takes nothing, its losses merge instead of filling the
         // control lane, which would end it.
         let tells = !self.is_held() && self.control.is_empty();
@@ -454,35 +448,52 @@ impl Outbox {
         self.has_output() || (self.gap_due.is_some() && !self.is_held())
     }
 
-    /// What to write next, in order, until `take` says stop: the rest of what was begun, then control, then data. Frames
-    /// that have waited too long are dropped on the way. Nothing leaves the outbox before [`Outbox::advance`].
-    pub fn gather(&mut self, now: Now, mut take: impl FnMut(&Bytes, usize) -> Take) {
+    /// What to write next, in order, until `take` says stop: the rest of what was begun, then control, then data. Nothing
+    /// leaves the outbox before [`Outbox::advance`].
+    pub fn gather<'a>(&'a self, mut take: impl FnMut(&'a [u8]) -> Take) {
         if let Some(partial) = &self.partial {
             let bytes = match &partial.item {
                 Item::Control(bytes) => bytes,
                 Item::Data(_, frame) => &frame.bytes,
             };
-            if take(bytes, partial.written) == Take::Stop {
+            if take(&bytes[partial.written..]) == Take::Stop {
                 return;
             }
         }
         for message in &self.control {
-            if take(message, 0) == Take::Stop {
+            if take(message) == Take::Stop {
                 return;
             }
         }
-        let mut position = if self.is_held() { self.data.len() } else { 0 };
-        while position < self.data.len() {
-            let entry = &self.data[position];
+        if self.is_held() {
+            return;
+        }
+        for entry in &self.data {
+            if let Some(frame) = &entry.frame
+                && take(&frame.bytes) == Take::Stop
+            {
+                return;
+            }
+        }
+    }
+
+    /// Drops frames that have waited too long, up to [`LOOK_BYTES_MAX`] of those that have not. They are in the order of their age, but not
+    /// all may be as old.
+    pub fn drop_stale(&mut self, now: Now) {
+        let (mut position, mut bytes) = (0, 0);
+        while bytes < LOOK_BYTES_MAX
+            && let Some(entry) = self.data.get(position)
+        {
             if let Some(frame) = &entry.frame {
                 if self.is_stale(entry.slot, frame, now) {
                     self.expire(position, now);
-                } else if take(&frame.bytes, 0) == Take::Stop {
-                    return;
+                } else {
+                    bytes += frame.bytes.len();
                 }
             }
             position += 1;
         }
+        self.pop_removed();
     }
 
     /// Tells how many bytes the kernel took of what [`Outbox::gather`] gave. Calls `delivered` for each data frame whose
@@ -621,7 +632,7 @@ impl Outbox {
 
     /// Puts a newer frame in the place of the waiting one of a `latest` subscription. Returns whether it did: a frame that
     /// is too large for the place has to find another.
-    fn replace(&mut self, number: u64, slot: Slot, frame: &Arc<Frame>, now: Now) -> bool {
+    fn replace(&mut self, number: u64, slot: Slot, frame: &Rc<Frame>, now: Now) -> bool {
         let position = usize::try_from(number - self.data_popped).unwrap_or(usize::MAX);
         let Some(old) = self.data.get_mut(position).and_then(|entry| entry.frame.as_mut()) else {
             return false;
@@ -630,7 +641,7 @@ impl Outbox {
         let bytes = self.data_bytes - old.bytes.len() + frame.bytes.len();
         let fits = bytes <= self.limits.data_bytes_max;
         if fits {
-            *old = Arc::clone(frame);
+            *old = Rc::clone(frame);
             self.data_bytes = bytes;
             let state = &mut self.slots[slot as usize];
             state.queued = state.queued - count + u64::from(frame.count);

@@ -81,8 +81,9 @@ impl Codec {
 /// How many samples' times a frame keeps for the latency histograms: the first, the last and two evenly between.
 pub const TIMED_SAMPLES: usize = 4;
 
-/// A sealed batch: one WebSocket message, header included, immutable and shared by all its receivers.
-#[derive(Debug)]
+/// A sealed batch: one WebSocket message, header included, immutable. All receivers of a worker share one; workers share its
+/// bytes.
+#[derive(Clone, Debug)]
 pub struct Frame {
     /// The whole WebSocket message, ready for the socket.
     pub bytes: Bytes,

@@ -384,8 +384,8 @@ impl World {
             return;
         }
         let mut offered = Vec::new();
-        outbox.gather(self.now, |message, written| {
-            offered.extend_from_slice(&message[written..]);
+        outbox.gather(|message| {
+            offered.extend_from_slice(message);
             if offered.len() >= bytes { Take::Stop } else { Take::More }
         });
         offered.truncate(bytes);

@@ -4,7 +4,6 @@
 //! A class that leaves nothing out copies each publisher's block as it came into the frame that is being built. A thin class
 //! (policy `latest`, or a rate limit) copies just the samples that it keeps.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -317,7 +316,7 @@ impl Batch {
     }
 
     /// Closes the batch into a frame; `None` if it holds none that may go yet. Records how long the samples have waited.
-    pub fn seal(&mut self, of: FrameOf<'_>, now: Now, metrics: &mut WorkerMetrics) -> Option<Arc<Frame>> {
+    pub fn seal(&mut self, of: FrameOf<'_>, now: Now, metrics: &mut WorkerMetrics) -> Option<Frame> {
         self.release_pending(now);
         // A sample that is still held back keeps the batch open; its turn comes with the next deadline.
         self.open = self.pending.is_some();
@@ -364,7 +363,7 @@ impl Batch {
         self.count = 0;
         self.received.clear();
         self.kept.clear();
-        Some(Arc::new(frame))
+        Some(frame)
     }
 
     /// When the evenly spaced samples of the frame were received.

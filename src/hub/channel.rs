@@ -17,7 +17,7 @@ use crate::wire::{ChannelId, Frame, Seq};
 pub struct ClassesFull;
 
 /// A frame, and the position of its class in the channel.
-pub type Sealed = (usize, Arc<Frame>);
+pub type Sealed = (usize, Frame);
 
 /// What sealing needs from the worker.
 #[derive(Debug)]

@@ -44,7 +44,7 @@ pub enum ToWorker {
         /// Its class.
         class: ClassKey,
         /// The frame.
-        frame: Arc<Frame>,
+        frame: Box<Frame>,
         /// Its part of [`FRAME_CREDIT_KIB`].
         permit: OwnedSemaphorePermit,
     },
@@ -318,11 +318,11 @@ impl Router {
 
     /// Sends a frame; `false` if too many are on their way.
     #[must_use]
-    pub fn send_frame(&self, worker: usize, class: ClassKey, frame: &Arc<Frame>) -> bool {
+    pub fn send_frame(&self, worker: usize, class: ClassKey, frame: &Frame) -> bool {
         let Some(link) = self.links.get(worker) else { return false };
         let credit = credit(frame.bytes.len(), FRAME_CREDIT_KIB);
         let Ok(permit) = Arc::clone(&link.frame_credit).try_acquire_many_owned(credit) else { return false };
-        self.send(worker, ToWorker::Frame { class, frame: Arc::clone(frame), permit });
+        self.send(worker, ToWorker::Frame { class, frame: Box::new(frame.clone()), permit });
         true
     }
 

@@ -4,7 +4,6 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
@@ -73,7 +72,7 @@ impl OutboxHandle {
     }
 
     /// Queues a frame; a refusal by policy ends the connection.
-    pub fn push_data(&self, slot: Slot, frame: &Arc<Frame>, now: Now) {
+    pub fn push_data(&self, slot: Slot, frame: &Rc<Frame>, now: Now) {
         if self.outbox.borrow_mut().push_data(slot, frame, now).is_err() {
             self.end(CloseReason::SlowConsumer);
         }

@@ -17,16 +17,16 @@ fn options(policy: Policy) -> SlotOptions {
 }
 
 /// A frame of the samples from `first` to `last`, with as many bytes as that.
-fn frame(first: Seq, last: Seq, bytes: usize, now: Now) -> Arc<Frame> {
+fn frame(first: Seq, last: Seq, bytes: usize, now: Now) -> Rc<Frame> {
     let count = u32::try_from(last + 1 - first).unwrap();
     thin_frame(first, last, count, bytes, now)
 }
 
-fn thin_frame(first: Seq, last: Seq, count: u32, bytes: usize, now: Now) -> Arc<Frame> {
+fn thin_frame(first: Seq, last: Seq, count: u32, bytes: usize, now: Now) -> Rc<Frame> {
     // Each byte tells which frame it is of.
     let bytes = Bytes::from(vec![u8::try_from(first % 100).unwrap(); bytes]);
     let (flushed_at, received_at) = (now.at, [now.at; TIMED_SAMPLES]);
-    Arc::new(Frame { bytes, channel: CHANNEL, first, last, count, flushed_at, received_at })
+    Rc::new(Frame { bytes, channel: CHANNEL, first, last, count, flushed_at, received_at })
 }
 
 /// An outbox with small limits and a clock.
@@ -58,8 +58,9 @@ impl Bench {
     /// Writes up to `bytes`; returns what a socket would have got.
     fn write(&mut self, bytes: usize) -> Vec<u8> {
         let mut offered = Vec::new();
-        self.outbox.gather(self.now, |message, written| {
-            offered.extend_from_slice(&message[written..]);
+        self.outbox.drop_stale(self.now);
+        self.outbox.gather(|message| {
+            offered.extend_from_slice(message);
             if offered.len() >= bytes { Take::Stop } else { Take::More }
         });
         offered.truncate(bytes);
@@ -72,7 +73,7 @@ impl Bench {
     fn gaps(&mut self) -> Vec<(u64, u64, u64, String)> {
         self.outbox.poll(self.now).unwrap();
         let mut gaps = Vec::new();
-        self.outbox.gather(self.now, |message, _| {
+        self.outbox.gather(|message| {
             if message[0] == 0x81 {
                 let text: serde_json::Value = serde_json::from_slice(&message[2..]).unwrap();
                 assert_eq!(text["channel"], CHANNEL.0);
@@ -336,7 +337,7 @@ fn gaps_are_merged_and_told_at_most_ten_times_a_second() {
         bench.outbox.poll(bench.now).unwrap();
         if bench.outbox.totals().gap_notices > notices {
             let mut control = 0;
-            bench.outbox.gather(bench.now, |message, _| {
+            bench.outbox.gather(|message| {
                 control += if message[0] == 0x81 { message.len() } else { 0 };
                 Take::More
             });
