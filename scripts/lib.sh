@@ -5,6 +5,8 @@
 TOOLS=${TIDEWIRE_TOOLS:-$PWD/target/tools}
 mkdir -p "$TOOLS"
 TOOLS=$(cd "$TOOLS" && pwd)
+# For scripts: the server refuses a variable with its prefix that it does not know.
+export -n TIDEWIRE_TOOLS 2>/dev/null || true
 
 # Says it on stderr, so that a script's stdout stays for its result.
 say() {
