@@ -477,7 +477,7 @@ impl Outbox {
         }
     }
 
-    /// Drops frames that have waited too long, up to [`LOOK_BYTES_MAX`] of those that have not. They are in the order of their age, but not
+    /// Drops frames that have waited too long, as far as a write of 64 KiB looks. They are in the order of their age, but not
     /// all may be as old.
     pub fn drop_stale(&mut self, now: Now) {
         let (mut position, mut bytes) = (0, 0);
