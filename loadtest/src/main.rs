@@ -2,6 +2,7 @@
 
 mod accept;
 mod args;
+mod bottleneck;
 mod churn;
 mod clock;
 mod codecs;
@@ -13,6 +14,7 @@ mod encode;
 #[cfg(test)]
 mod fake;
 mod figures;
+mod finish;
 mod fleet;
 mod hlog;
 mod ledger;
@@ -42,6 +44,7 @@ mod subscribers;
 mod table;
 mod units;
 mod verdict;
+mod watch;
 mod ws;
 
 use std::process::ExitCode;

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
+use crate::bottleneck;
+use crate::finish::summarise;
 use crate::ledger::Account;
 use crate::measure::histogram;
 use crate::result::{
     AgeSecond, EncodedHistogram, Percentiles, PhaseResult, Repetition, RunFile, ScenarioResult, Second, Side,
     StageResult, StageSource, Visits,
 };
-use crate::run::summarise;
-use crate::verdict;
 
 /// The file of the whole run. The error says which parts do not belong together.
 pub(crate) fn merge_files(parts: Vec<(String, RunFile)>) -> Result<RunFile, String> {
@@ -190,7 +190,7 @@ fn merge_phases(parts: &[&PhaseResult], server_cpus: usize) -> Result<PhaseResul
         machine_steal: first.machine_steal,
         bottleneck: first.bottleneck,
     };
-    phase.bottleneck = verdict::weigh_again(&phase, server_cpus);
+    phase.bottleneck = bottleneck::weigh_again(&phase, server_cpus);
     Ok(phase)
 }
 
@@ -255,6 +255,7 @@ mod tests {
     use crate::run::{Outcome, Phase};
     use crate::scenario::{Share, named};
     use crate::snapshot::Used;
+    use crate::verdict;
     use crate::verdict::fixture::{file, outcome, phase, subject};
 
     /// A part of a run of two: 10,000 samples of this latency.

@@ -1,11 +1,10 @@
 //! Runs one scenario once: set-up, warm-up, measurement, the last message, the books. Brings the other parts together and
 //! measures nothing itself.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, Write as _};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::AtomicBool;
+use std::thread;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -14,32 +13,22 @@ use crate::accept;
 use crate::churn::Churned;
 use crate::clock::{Clock, nanos};
 use crate::dialect::Dialect;
-use crate::fleet::{Fleet, PANICKED, Running, Times};
+use crate::finish;
+use crate::fleet::Fleet;
 use crate::ledger::Account;
-use crate::measure::{Counters, Interval, Window, histogram};
+use crate::measure::{Interval, Window};
 use crate::offset;
-use crate::others::Others;
-use crate::proc::{self, Memory, own_pid};
-use crate::publishers::Published;
+use crate::proc::{self, Memory};
 use crate::result::{AgeSecond, ClockOffset, Second};
 use crate::scenario::{Kind, Scenario, Share};
-use crate::server;
-use crate::snapshot::{Snapshot, Used};
-use crate::stages::{Page, ServerStages};
-use crate::subscribers::{Heads, Options, QUIET, Readout, Subscriber};
+use crate::snapshot::Used;
+use crate::stages::ServerStages;
+use crate::subscribers::{Heads, Options, Subscriber};
+use crate::watch;
 use crate::ws::{Endpoint, READ_BUFFER_BYTES};
 
 /// From the end of the set-up to the first message.
 const LEAD_IN: Duration = Duration::from_millis(50);
-
-/// How often the progress is shown and an interruption is looked for.
-const TICK: Duration = Duration::from_millis(100);
-
-/// Reasons of the same kind that are shown.
-const REASONS_SHOWN_MAX: usize = 3;
-
-/// How long before a window the server's own histograms are read, where there is a warm-up: reading costs it a moment.
-const BEFORE_WINDOW: Duration = Duration::from_millis(100);
 
 /// How long after the last message every process of a shared run has surely ended its publishing.
 const SHARED_END: Duration = Duration::from_secs(2);
@@ -204,42 +193,22 @@ pub(crate) fn run(
     let channel = fleet.channel.clone();
     let start_ns = start_instant(target.start, clock)?;
     let running = fleet.start(scenario, target, clock, start_ns)?;
-    let mut watch = Watch {
-        scenario,
-        target,
-        interrupted,
-        on_progress,
-        counters: &running.shared.counters.clone(),
-        clock,
-        intervals: Vec::new(),
-        snapshots: Vec::new(),
-        pages: Vec::new(),
-        live: Live::default(),
-        so_far: histogram(),
-    };
-    let watched = watch.watch(&running);
-    let Watch { intervals, snapshots, pages, on_progress, .. } = watch;
+    let (watched, notes) = watch::watch(&running, scenario, target, interrupted, &mut *on_progress);
     on_progress(&Progress {
         at: scenario.total(),
         what: &format!("{}: closing the books", scenario.name),
         live: None,
     });
     let heads_of_all = |clock: Clock, end_ns: u64| shared_heads(target, &channel, clock, end_ns);
-    let finished = finish(running, watched.is_err(), intervals, target.share != Share::WHOLE, heads_of_all);
+    let is_shared = target.share != Share::WHOLE;
+    let finished = finish::finish(running, watched.is_err(), notes, is_shared, heads_of_all);
     watched?;
-    let mut outcome = finished?.into_outcome(scenario, &snapshots, stages(pages))?;
+    let mut outcome = finished?.into_outcome(scenario)?;
     outcome.server_before = server_before;
     if let Some(before) = before {
         outcome.clock = Some(offset::between(before, offset::estimate(&target.endpoint, clock)?));
     }
     Ok(outcome)
-}
-
-/// What was recorded between the two pages of each window.
-fn stages(pages: Vec<JoinHandle<Page>>) -> Vec<ServerStages> {
-    let all: Vec<ServerStages> =
-        pages.into_iter().map(|page| ServerStages::of(&page.join().unwrap_or_default())).collect();
-    all.as_chunks::<2>().0.iter().map(|[before, after]| after.clone().since(before)).collect()
 }
 
 /// Files beside the sockets: epoll, pipes, logs, results.
@@ -283,376 +252,13 @@ fn shared_heads(target: &Target, channel: &str, clock: Clock, end_ns: u64) -> Re
     Ok(subscriber.heads_at_start())
 }
 
-/// What happens at an instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Event {
-    /// The server's own histograms are read, for the start of a phase.
-    StagesBefore,
-    /// A window begins.
-    WindowFrom,
-    /// An interval ends.
-    Boundary,
-    /// The server's process is stopped.
-    Stop,
-    /// And goes on.
-    Continue,
-    /// A window ends.
-    WindowTo,
-}
-
-/// All of a run, in order.
-fn plan(scenario: &Scenario, times: &Times) -> Vec<(u64, Event)> {
-    let mut plan: Vec<(u64, Event)> =
-        times.boundaries.iter().map(|&at_ns| (at_ns, Event::Boundary)).collect();
-    for (index, window) in times.windows.iter().enumerate() {
-        let (phase_ns, _) = times.phase(index);
-        let before_ns = window.from_ns.saturating_sub(nanos(BEFORE_WINDOW)).max(phase_ns);
-        plan.extend([
-            (before_ns, Event::StagesBefore),
-            (window.from_ns, Event::WindowFrom),
-            (window.to_ns, Event::WindowTo),
-        ]);
-        if let Some(stop_ms) = scenario.stop_server_ms {
-            let middle_ns = window.from_ns.midpoint(window.to_ns);
-            let again_ns = middle_ns.saturating_add(stop_ms.get().saturating_mul(1_000_000));
-            plan.extend([(middle_ns, Event::Stop), (again_ns.min(window.to_ns), Event::Continue)]);
-        }
-    }
-    // At one instant: an interval ends before a window does, and a window ends before the next begins.
-    let rank = |event: Event| match event {
-        Event::Continue => 0,
-        Event::Boundary => 1,
-        Event::WindowTo => 2,
-        Event::StagesBefore => 3,
-        Event::WindowFrom => 4,
-        Event::Stop => 5,
-    };
-    plan.sort_by_key(|&(at_ns, event)| (at_ns, rank(event)));
-    plan
-}
-
-/// Sees a run through to the end of its last window.
-struct Watch<'a> {
-    scenario: &'a Scenario,
-    target: &'a Target,
-    interrupted: &'a AtomicBool,
-    on_progress: OnProgress<'a>,
-    counters: &'a Counters,
-    clock: Clock,
-    intervals: Vec<Interval>,
-    /// One for each boundary.
-    snapshots: Vec<Snapshot>,
-    /// The server's histograms, before and after each window.
-    pages: Vec<JoinHandle<Page>>,
-    live: Live,
-    so_far: Histogram<u64>,
-}
-
-impl Watch<'_> {
-    fn watch(&mut self, running: &Running) -> Result<(), String> {
-        let mut phase = 0;
-        let mut stopped: Option<server::Stopped> = None;
-        for (at_ns, event) in plan(self.scenario, &running.times) {
-            let measured = running.times.windows[phase].from_ns < at_ns;
-            let label = self.scenario.label(phase);
-            let what = if measured { label } else { format!("{label}: warm-up") };
-            self.wait_until(at_ns, running, &what)?;
-            match event {
-                Event::StagesBefore => self.fetch_stages(),
-                Event::WindowFrom => {
-                    self.target.server_pid.into_iter().chain([own_pid()]).for_each(proc::reset_peak);
-                    self.so_far = histogram();
-                }
-                Event::Boundary => {
-                    let pid = self.target.server_pid;
-                    self.snapshots.push(Snapshot::take(at_ns, pid, self.clock, self.counters));
-                    self.look();
-                }
-                Event::Stop => {
-                    stopped = Some(server::Stopped::stop(self.target.server_pid)?);
-                }
-                Event::Continue => stopped = None,
-                Event::WindowTo => {
-                    self.fetch_stages();
-                    phase = (phase + 1).min(running.times.windows.len() - 1);
-                }
-            }
-        }
-        drop(stopped);
-        Ok(())
-    }
-
-    /// Fetches the server's histograms beside everything else, which does not wait for a busy server.
-    fn fetch_stages(&mut self) {
-        let (endpoint, dialect) = (self.target.endpoint.clone(), self.target.dialect);
-        let fetch = move || match dialect {
-            // Without them there is one table less.
-            Dialect::Tidewire => Page::fetch(&endpoint).unwrap_or_default(),
-            _ => Page::default(),
-        };
-        self.pages.push(thread::spawn(fetch));
-    }
-
-    /// Takes the figures of the interval that has just ended.
-    fn look(&mut self) {
-        let [.., before, now] = self.snapshots.as_slice() else { return };
-        let seconds = (now.due_ns - before.due_ns).max(1) as f64 / 1e9;
-        self.live.messages_per_s = (now.messages - before.messages) as f64 / seconds;
-        self.live.announced = now.announced;
-    }
-
-    fn keep(&mut self, interval: Interval) {
-        if interval.others.is_none() {
-            let seconds = interval.to_ns.saturating_sub(interval.from_ns).max(1) as f64 / 1e9;
-            self.live.deliveries_per_s = interval.latency.len() as f64 / seconds;
-            // Same bounds, so adding cannot fail.
-            let _ = self.so_far.add(&interval.latency);
-            self.live.p99_ns = self.so_far.value_at_quantile(0.99);
-        }
-        self.intervals.push(interval);
-    }
-
-    fn wait_until(&mut self, until_ns: u64, running: &Running, what: &str) -> Result<(), String> {
-        loop {
-            let now_ns = self.clock.now_ns();
-            let at = Duration::from_nanos(now_ns.saturating_sub(running.times.span.start_ns));
-            let live = (!self.intervals.is_empty()).then_some(self.live);
-            (self.on_progress)(&Progress { at, what, live });
-            if self.interrupted.load(Ordering::Relaxed) {
-                return Err(INTERRUPTED.to_owned());
-            }
-            if now_ns >= until_ns {
-                return Ok(());
-            }
-            let pause = Duration::from_nanos(until_ns - now_ns).min(TICK);
-            match running.intervals.recv_timeout(pause) {
-                Ok(interval) => self.keep(interval),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err("the threads that read subscribers have ended".to_owned());
-                }
-            }
-        }
-    }
-}
-
-/// Waits for the publishers, then for the subscribers to have everything, then for all threads. Where other processes
-/// publish as well, `heads_of_all` says where their channels end.
-fn finish(
-    running: Running,
-    abort: bool,
-    mut intervals: Vec<Interval>,
-    is_shared: bool,
-    heads_of_all: impl FnOnce(Clock, u64) -> Result<Heads, String>,
-) -> Result<Finished, String> {
-    let Running { shared, times, intervals: receiver, readers, publisher, others, visitors } = running;
-    shared.abort.store(abort, Ordering::Relaxed);
-    let failed = |error: std::io::Error| format!("the generator failed: {error}");
-    let panicked = |_| PANICKED.to_owned();
-    let published = publisher.join().map_err(panicked)?.map_err(failed)?;
-    let mut heads = Ok(published.heads.clone());
-    if is_shared && !abort {
-        heads = heads_of_all(shared.clock, times.span.end_ns + nanos(QUIET));
-    }
-    let problem = heads.as_ref().err().cloned();
-    if problem.is_some() {
-        shared.abort.store(true, Ordering::Relaxed);
-    }
-    // Set once, here.
-    let _ = shared.heads.set(heads.unwrap_or_default());
-    let mut readouts = Vec::with_capacity(readers.len());
-    // Ends when every reader has: they hold the senders.
-    intervals.extend(receiver.iter());
-    for reader in readers {
-        readouts.push(reader.join().map_err(panicked)?.map_err(failed)?);
-    }
-    let others = match others {
-        Some(others) => others.join().map_err(panicked)?.map_err(failed)?,
-        None => Others::default(),
-    };
-    let churned = match visitors {
-        Some((stop, visitors)) => {
-            drop(stop);
-            Some(visitors.join().map_err(panicked)?)
-        }
-        None => None,
-    };
-    match problem {
-        Some(problem) => Err(problem),
-        None => Ok(Finished { times, published, readouts, others, intervals, churned }),
-    }
-}
-
-/// Everything has ended.
-struct Finished {
-    times: Times,
-    published: Published,
-    readouts: Vec<Readout>,
-    others: Others,
-    intervals: Vec<Interval>,
-    churned: Option<Churned>,
-}
-
-impl Finished {
-    fn into_outcome(
-        self,
-        scenario: &Scenario,
-        snapshots: &[Snapshot],
-        stages: Vec<ServerStages>,
-    ) -> Result<Outcome, String> {
-        let Self { times, published, readouts, others, intervals, churned } = self;
-        let Published { sent, heads: _, refused, refusals, ended: mut reasons } = published;
-        let mut account = Account::default();
-        let mut arrived = vec![0; times.windows.len()];
-        for readout in readouts {
-            account += readout.account;
-            reasons.extend(readout.ended);
-            for (sum, part) in arrived.iter_mut().zip(&readout.arrived) {
-                *sum += part;
-            }
-        }
-        reasons.extend(others.ended);
-        let mut phases = Vec::with_capacity(times.windows.len());
-        let parts = times.windows.iter().zip(sent).zip(arrived).zip(stages).enumerate();
-        for (index, (((window, sent), arrived), stages)) in parts {
-            let of_phase = || intervals.iter().filter(move |it| it.window == index);
-            let latency = sum(of_phase().filter(|it| it.others.is_none()));
-            let mut ages = BTreeMap::new();
-            let mut age_of: BTreeMap<String, Vec<AgeSecond>> = BTreeMap::new();
-            for interval in of_phase() {
-                if let Some(others) = interval.others {
-                    // Same bounds, so adding cannot fail.
-                    let _ = ages.entry(others.to_owned()).or_insert_with(histogram).add(&interval.latency);
-                    age_of.entry(others.to_owned()).or_default().push(AgeSecond {
-                        at_s: interval.to_ns.saturating_sub(times.span.start_ns) as f64 / 1e9,
-                        p50_ns: interval.latency.value_at_quantile(0.5),
-                        p99_ns: interval.latency.value_at_quantile(0.99),
-                        max_ns: interval.latency.max(),
-                    });
-                }
-            }
-            let within: Vec<&Snapshot> =
-                snapshots.iter().filter(|it| (window.from_ns..=window.to_ns).contains(&it.due_ns)).collect();
-            let (Some(first), Some(last)) = (within.first(), within.last()) else {
-                return Err("a window was not measured".to_owned());
-            };
-            let (seconds, interval_latencies) = series(&within, times.span.start_ns, &intervals);
-            phases.push(Phase {
-                label: scenario.label(index),
-                window: *window,
-                messages: sent.messages,
-                arrived,
-                announced: last.announced - first.announced,
-                latency,
-                lateness: sent.lateness,
-                ages,
-                age_of,
-                stages,
-                used: last.since(first),
-                seconds,
-                interval_latencies,
-            });
-        }
-        Ok(Outcome {
-            scenario: scenario.clone(),
-            phases,
-            intervals,
-            account,
-            others: others.accounts,
-            churned,
-            server_before: None,
-            refused,
-            refusals,
-            ended: summarise(reasons),
-            clock: None,
-        })
-    }
-}
-
-fn sum<'a>(intervals: impl Iterator<Item = &'a Interval>) -> Histogram<u64> {
-    let mut sum = histogram();
-    for interval in intervals {
-        // Same bounds, so adding cannot fail.
-        let _ = sum.add(&interval.latency);
-    }
-    sum
-}
-
-/// The time series of a window, from what was counted at its boundaries.
-fn series(
-    snapshots: &[&Snapshot],
-    start_ns: u64,
-    intervals: &[Interval],
-) -> (Vec<Second>, Vec<Histogram<u64>>) {
-    let mut by_end: HashMap<u64, Vec<&Interval>> = HashMap::new();
-    for interval in intervals.iter().filter(|it| it.others.is_none()) {
-        by_end.entry(interval.to_ns).or_default().push(interval);
-    }
-    let pairs = snapshots.iter().zip(snapshots.iter().skip(1));
-    pairs
-        .map(|(before, now)| {
-            let latency = sum(by_end.get(&now.due_ns).into_iter().flatten().copied());
-            let seconds = (now.due_ns - before.due_ns).max(1) as f64 / 1e9;
-            let used = now.since(before);
-            let second = Second {
-                at_s: now.due_ns.saturating_sub(start_ns) as f64 / 1e9,
-                messages_per_s: (now.messages - before.messages) as f64 / seconds,
-                deliveries_per_s: latency.len() as f64 / seconds,
-                p50_ns: latency.value_at_quantile(0.5),
-                p99_ns: latency.value_at_quantile(0.99),
-                max_ns: latency.max(),
-                server_cpus: used.server_cpu.map(|load| load.cpus),
-                client_cpus: used.client_cpu.map(|load| load.cpus),
-                server_bytes: now.server_memory.map(|memory| memory.resident),
-            };
-            (second, latency)
-        })
-        .unzip()
-}
-
-/// The first few reasons, and how many more there are.
-pub(crate) fn summarise(mut reasons: Vec<String>) -> Vec<String> {
-    let more = reasons.len().saturating_sub(REASONS_SHOWN_MAX);
-    if more > 0 {
-        reasons.truncate(REASONS_SHOWN_MAX);
-        reasons.push(format!("and {more} more"));
-    }
-    reasons
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
+
     use crate::fake::{Fault, serve};
     use crate::scenario::{Behaviour, Group, Load, PhaseSpec, named};
-
-    #[test]
-    fn reasons_are_not_endless() {
-        let reasons = |count: usize| (0..count).map(|index| index.to_string()).collect::<Vec<_>>();
-        assert_eq!(summarise(reasons(3)), ["0", "1", "2"]);
-        assert_eq!(summarise(reasons(9)), ["0", "1", "2", "and 6 more"]);
-    }
-
-    #[test]
-    fn the_plan_is_in_order() {
-        let scenario = named("stop").unwrap();
-        let times = Times::new(&scenario, 0);
-        let s = |seconds: f64| nanos(Duration::from_secs_f64(seconds));
-        let plan = plan(&scenario, &times);
-        let expected = [
-            (0.9, Event::StagesBefore),
-            (1.0, Event::Boundary),
-            (1.0, Event::WindowFrom),
-            (2.0, Event::Boundary),
-            (3.0, Event::Boundary),
-            (3.0, Event::Stop),
-            (3.2, Event::Continue),
-            (4.0, Event::Boundary),
-            (5.0, Event::Boundary),
-            (5.0, Event::WindowTo),
-        ];
-        assert_eq!(plan, expected.map(|(at_s, event)| (s(at_s), event)));
-    }
 
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
         let endpoint = Endpoint::parse(&serve(fault)).unwrap();

@@ -1,80 +1,18 @@
-//! From what was measured to what is written: which side was the bottleneck, whether the books balance, the parts of the
-//! latency. Pure; the shape of the result is `result`'s, the table `table`'s.
+//! From what was measured to what is written: figures, whether the books balance, the parts of the latency. Pure; the shape
+//! of the result is `result`'s, which side was the bottleneck `bottleneck`'s, the table `table`'s.
 
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
+use crate::bottleneck::Evidence;
 use crate::proc::{Load, Memory};
 use crate::result::{
-    Bottleneck, ClockOffset, EncodedHistogram, Percentiles, PhaseResult, Repetition, Side, StageResult,
-    StageSource, Visits,
+    ClockOffset, EncodedHistogram, Percentiles, PhaseResult, Repetition, Side, StageResult, StageSource,
+    Visits,
 };
 use crate::run::{Outcome, Phase};
 use crate::scenario::{Kind, Policy, Scenario};
-
-/// Share of a CPU from which a thread, or a set of CPUs, counts as full.
-const FULL: f64 = 0.9;
-
-/// Share of the latency, both at p99, from which the lateness of the generator's own schedule makes the figures its own.
-const LATE_SHARE: f64 = 0.25;
-
-/// Lateness, at p99, that is never blamed: timers and wake-ups of a virtual machine.
-const LATENESS_NS_ALLOWED: u64 = 500_000;
-
-impl Bottleneck {
-    /// As the table shows it.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Neither => "-",
-            Self::Server => "server",
-            Self::Generator => "GENERATOR",
-            Self::Both => "both",
-            Self::Machine => "machine",
-        }
-    }
-}
-
-/// What speaks for one side or the other.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Evidence {
-    /// CPU of the server.
-    pub server: Option<Load>,
-    /// CPUs that the server can use.
-    pub server_cpus: usize,
-    /// CPU of the generator.
-    pub client: Option<Load>,
-    /// CPUs that the generator can use.
-    pub client_cpus: usize,
-    /// p99 of its lateness.
-    pub lateness_p99_ns: u64,
-    /// p99 of the latency.
-    pub latency_p99_ns: u64,
-    /// Share of the machine's CPUs that was idle.
-    pub idle: Option<f64>,
-}
-
-impl Evidence {
-    /// Weighs it.
-    pub(crate) fn weigh(&self) -> Bottleneck {
-        let full = |load: Option<Load>, cpus: usize| load.is_some_and(|load| load.cpus >= FULL * cpus as f64);
-        let server = full(self.server, self.server_cpus);
-        // One full thread is enough: the subscribers of a thread cannot move to another.
-        let thread = self.client.is_some_and(|load| load.busiest >= FULL);
-        let client = thread || full(self.client, self.client_cpus);
-        let late = self.lateness_p99_ns > LATENESS_NS_ALLOWED
-            && self.lateness_p99_ns as f64 > LATE_SHARE * self.latency_p99_ns as f64;
-        match (server, client) {
-            (true, true) => Bottleneck::Both,
-            (true, false) if late => Bottleneck::Both,
-            (true, false) => Bottleneck::Server,
-            (false, true) => Bottleneck::Generator,
-            (false, false) if self.idle.is_some_and(|idle| idle < 1.0 - FULL) => Bottleneck::Machine,
-            (false, false) if late => Bottleneck::Generator,
-            (false, false) => Bottleneck::Neither,
-        }
-    }
-}
 
 /// One time that a scenario was run, as the file has it. `whole` is the scenario of all processes, if there are several.
 pub(crate) fn repetition(
@@ -134,6 +72,28 @@ pub(crate) fn repetition(
         sound,
         clock: outcome.clock,
     }
+}
+
+/// Where a scenario goes above its first rate and back: seconds from the start of the last phase until p99 was, to the end, at
+/// most twice that of the first phase. `Some(None)` if it never was.
+pub(crate) fn back_to_normal_after(scenario: &Scenario, repetition: &Repetition) -> Option<Option<f64>> {
+    /// Of the usual p99: what still counts as usual.
+    const NORMAL: u64 = 2;
+    let (first, last) = (scenario.phases.first()?, scenario.phases.last()?);
+    let peak = scenario.phases.iter().map(|phase| phase.rate_factor).fold(0.0, f64::max);
+    if peak <= first.rate_factor || last.rate_factor > first.rate_factor {
+        return None;
+    }
+    let usual_ns = repetition.phases.first()?.latency.p99.saturating_mul(NORMAL);
+    let phase = repetition.phases.last()?;
+    let start_s =
+        scenario.total().as_secs_f64() - phase.seconds - scenario.parts().last()?.warmup.as_secs_f64();
+    let is_normal = |at: &usize| phase.seconds_of[*at..].iter().all(|it| it.p99_ns <= usual_ns);
+    let first_normal = (0..phase.seconds_of.len()).find(is_normal);
+    Some(first_normal.map(|at| match at.checked_sub(1) {
+        Some(before) => phase.seconds_of[before].at_s - start_s,
+        None => 0.0,
+    }))
 }
 
 fn side(load: Option<Load>, memory: Option<Memory>) -> Side {
@@ -199,23 +159,6 @@ fn phase_result(
         machine_steal: used.machine.map(|(_, steal)| steal),
         bottleneck: evidence.weigh(),
     }
-}
-
-/// Weighs the evidence of a result that was put together from parts.
-pub(crate) fn weigh_again(phase: &PhaseResult, server_cpus: usize) -> Bottleneck {
-    let load = |side: Side| {
-        Some(Load { cpus: side.cpus?, busiest: side.busiest_thread?, waiting: side.waiting.unwrap_or(0.0) })
-    };
-    let evidence = Evidence {
-        server: load(phase.server),
-        server_cpus,
-        client: load(phase.client),
-        client_cpus: crate::proc::allowed_cpus(),
-        lateness_p99_ns: phase.lateness.p99,
-        latency_p99_ns: phase.latency.p99,
-        idle: phase.machine_idle,
-    };
-    evidence.weigh()
 }
 
 /// Name and meaning of the parts that the server measures.
@@ -357,7 +300,7 @@ pub(crate) mod fixture {
 
 #[cfg(test)]
 mod tests {
-    use super::fixture::{file, load, outcome, phase};
+    use super::fixture::{file, outcome, phase};
     use super::*;
     use crate::churn::Churned;
     use crate::ledger::Account;
@@ -381,36 +324,6 @@ mod tests {
         ];
         for (name, outcome, sound) in cases {
             assert_eq!(repetition(&outcome, &outcome.scenario, 0, 1).sound, sound, "{name}");
-        }
-    }
-
-    #[test]
-    fn who_was_the_bottleneck() {
-        let evidence = |server: f64, busiest: f64, late_us: u64, idle: f64| Evidence {
-            server: Some(load(server, server)),
-            server_cpus: 1,
-            client: Some(load(busiest, busiest)),
-            client_cpus: 2,
-            lateness_p99_ns: late_us * 1_000,
-            latency_p99_ns: 12_000_000,
-            idle: Some(idle),
-        };
-        let cases = [
-            (evidence(0.2, 0.3, 50, 0.7), Bottleneck::Neither),
-            (evidence(0.95, 0.3, 50, 0.3), Bottleneck::Server),
-            (evidence(0.5, 0.95, 50, 0.2), Bottleneck::Generator),
-            (evidence(0.95, 0.95, 50, 0.0), Bottleneck::Both),
-            (evidence(0.95, 0.5, 5_000, 0.2), Bottleneck::Both),
-            (evidence(0.2, 0.3, 5_000, 0.7), Bottleneck::Generator),
-            (evidence(0.2, 0.3, 2_900, 0.7), Bottleneck::Neither),
-            (Evidence { latency_p99_ns: 2_000_000, ..evidence(0.2, 0.3, 600, 0.7) }, Bottleneck::Generator),
-            (Evidence { latency_p99_ns: 200_000, ..evidence(0.2, 0.3, 400, 0.7) }, Bottleneck::Neither),
-            (evidence(0.4, 0.4, 50, 0.01), Bottleneck::Machine),
-            (Evidence { client_cpus: 1, ..evidence(0.4, 0.91, 50, 0.3) }, Bottleneck::Generator),
-            (Evidence { server: None, ..evidence(0.0, 0.2, 50, 0.5) }, Bottleneck::Neither),
-        ];
-        for (evidence, expected) in cases {
-            assert_eq!(evidence.weigh(), expected, "{evidence:?}");
         }
     }
 
@@ -447,6 +360,37 @@ mod tests {
         assert!(json["results"][1]["repetitions"][0]["idle_bytes_per_connection"].as_f64().unwrap() > 400.0);
         let read: crate::result::RunFile = serde_json::from_value(json.clone()).unwrap();
         assert_eq!(serde_json::to_value(read).unwrap(), json, "it reads back");
+    }
+
+    #[test]
+    fn how_soon_all_is_normal_again() {
+        let scenario = named("overload").unwrap();
+        let phases = vec![phase("half", 10_000_000), phase("twice", 900_000_000), phase("again", 12_000_000)];
+        let outcome = outcome("overload", phases);
+        let of = |p99_ms: [u64; 4]| {
+            let mut once = repetition(&outcome, &scenario, 0, 1);
+            let last = once.phases.last_mut().unwrap();
+            last.seconds = 5.0;
+            let second = |(at, p99_ms): (usize, u64)| crate::result::Second {
+                at_s: 11.1 + 0.1 * at as f64,
+                messages_per_s: 0.0,
+                deliveries_per_s: 0.0,
+                p50_ns: 0,
+                p99_ns: p99_ms * 1_000_000,
+                max_ns: 0,
+                server_cpus: None,
+                client_cpus: None,
+                server_bytes: None,
+            };
+            last.seconds_of = p99_ms.into_iter().enumerate().map(second).collect();
+            back_to_normal_after(&scenario, &once).map(|it| it.map(|seconds| (seconds * 10.0).round()))
+        };
+        assert_eq!(of([5, 5, 5, 5]), Some(Some(0.0)));
+        assert_eq!(of([500, 30, 19, 5]), Some(Some(2.0)));
+        assert_eq!(of([5, 500, 5, 5]), Some(Some(2.0)), "and stays so");
+        assert_eq!(of([500, 500, 500, 500]), Some(None));
+        let steady = named("steady").unwrap();
+        assert_eq!(back_to_normal_after(&steady, &repetition(&outcome, &steady, 0, 1)), None);
     }
 
     #[test]
