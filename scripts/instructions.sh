@@ -18,7 +18,8 @@ case ${1:-} in
 esac
 command -v valgrind >/dev/null || apt_install valgrind
 
-cargo build --release --locked --quiet --package instructions
+# The whole workspace, as everywhere: alone it would be built with other features, and so would all that it uses.
+cargo build --release --locked --quiet --workspace
 bench=target/release/instructions
 
 # count ROOM: prints its instructions for a delivery.
