@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use slab::Slab;
@@ -251,14 +251,9 @@ impl Hub {
         }
     }
 
-    /// What was sealed has waited this long for its turn to be written, though its socket would have taken it.
-    pub fn note_turn(&mut self, waited: Duration, now: Now) {
-        self.widening.observe(waited, now.at);
-    }
-
     /// Work that is due about ten times a second: gap notices, and heads for workers that have missed a frame.
     pub fn tick(&mut self, now: Now) {
-        self.widening.adapt(now.at);
+        self.widening.relax(now.at);
         for (_, member) in &self.members {
             let due = member.handle.outbox().borrow().gap_due();
             if due.is_some_and(|due| due <= now.at) {
@@ -315,7 +310,7 @@ impl Hub {
         let mut flush = Flush {
             now,
             limits: &self.config.batch,
-            widening: self.widening.widening(),
+            widening: self.widening.factor(),
             due: &mut self.due,
             metrics: &mut self.metrics,
             sealed: &mut self.sealed,

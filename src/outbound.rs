@@ -73,11 +73,6 @@ pub async fn run_writer(worker: &Worker) {
                     // It has left the list since, or the place is another connection's by now.
                     return;
                 }
-                if turns == 1 {
-                    // Who comes first in a pass has waited as long as any.
-                    let waited = watched.handle.outbox().borrow().oldest_age(now);
-                    worker.hub.borrow_mut().note_turn(waited, now);
-                }
                 // A bug in the work for one connection ends that one and not the writing for all.
                 let turn = catch_unwind(AssertUnwindSafe(|| turn(worker, watched, &mut now, cx)));
                 match turn.unwrap_or(Turn::End(CloseReason::Internal)) {
