@@ -95,6 +95,48 @@ pub(crate) enum FrameError {
     },
 }
 
+/// Frames that were walked lately. Subscribers with the same options get the same bytes, and to see that they are the same
+/// costs a twentieth of walking them again.
+#[derive(Debug, Default)]
+pub(crate) struct SeenFrames {
+    frames: [SeenFrame; SEEN_FRAMES],
+    next: usize,
+}
+
+/// More than one subscriber is behind another by in a closed loop of a few frames.
+const SEEN_FRAMES: usize = 16;
+
+#[derive(Debug)]
+struct SeenFrame {
+    bytes: Vec<u8>,
+    head: FrameHead,
+    newest: Run,
+}
+
+impl Default for SeenFrame {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), head: FrameHead::default(), newest: Run { source_ns: 0, count: 0 } }
+    }
+}
+
+impl SeenFrames {
+    /// What the frame says, and one of its newest samples.
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(FrameHead, Run), FrameError> {
+        // No frame is empty, so a place that was not used yet is never taken for one.
+        if let Some(seen) = self.frames.iter().find(|seen| !bytes.is_empty() && seen.bytes == bytes) {
+            return Ok((seen.head, seen.newest));
+        }
+        let place = &mut self.frames[self.next];
+        let mut newest = place.newest;
+        let head = read_frame(bytes, |run| newest = Run { count: 1, ..run })?;
+        place.bytes.clear();
+        place.bytes.extend_from_slice(bytes);
+        (place.head, place.newest) = (head, newest);
+        self.next = (self.next + 1) % SEEN_FRAMES;
+        Ok((head, newest))
+    }
+}
+
 /// Walks a frame. `on_run` gets its samples, grouped where they share a source time, in order.
 pub(crate) fn read_frame(bytes: &[u8], mut on_run: impl FnMut(Run)) -> Result<FrameHead, FrameError> {
     let mut head = FrameHead::default();
@@ -176,16 +218,23 @@ impl<'a> Cursor<'a> {
         Ok((key >> 3, (key & 7) as u8))
     }
 
+    /// Keys are one byte long and the lengths of blocks and samples mostly two: those are read without a loop.
     #[inline]
     fn varint(&mut self) -> Result<u64, FrameError> {
-        let (&first, rest) = self.0.split_first().ok_or(FrameError::Truncated)?;
-        if first < 0x80 {
-            self.0 = rest;
-            return Ok(u64::from(first));
+        match *self.0 {
+            [low @ ..0x80, ref rest @ ..] => {
+                self.0 = rest;
+                Ok(u64::from(low))
+            }
+            [low, high @ ..0x80, ref rest @ ..] => {
+                self.0 = rest;
+                Ok(u64::from(high) << 7 | u64::from(low & 0x7f))
+            }
+            _ => self.long_varint(),
         }
-        self.long_varint()
     }
 
+    #[cold]
     fn long_varint(&mut self) -> Result<u64, FrameError> {
         let mut value = 0u64;
         for (index, &byte) in self.0.iter().enumerate() {
@@ -309,6 +358,32 @@ mod tests {
         let (head, runs) = runs(&bytes).unwrap();
         assert_eq!(head, FrameHead { channel: 1, epoch: 2, first: 3, last: 3, count: 1 });
         assert_eq!(runs, [Run { source_ns: 3, count: 1 }]);
+    }
+
+    #[test]
+    fn a_frame_that_was_seen_is_read_like_a_new_one() {
+        let frame = |seq: u64| {
+            let block = proto::Block {
+                source_ns: seq * 10,
+                received_ns: 4,
+                samples: vec![sample(0, proto::sample::Value::Number(1.0))],
+            };
+            let (blocks, seq_deltas) = (vec![block], vec![]);
+            proto::Frame { channel: 1, epoch: 2, seq, count: 1, flushed_ns: 5, blocks, seq_deltas }
+                .encode_to_vec()
+        };
+        let mut seen = SeenFrames::default();
+        assert!(seen.read(&[]).is_err() && seen.read(&[0x20, 1]).is_err(), "errors are not kept");
+        for seq in (1..=40).chain(30..=70).chain([70, 69, 68]) {
+            let (head, newest) = seen.read(&frame(seq)).unwrap();
+            assert_eq!(head, FrameHead { channel: 1, epoch: 2, first: seq, last: seq, count: 1 });
+            assert_eq!(newest, Run { source_ns: seq * 10, count: 1 });
+        }
+        let mut other = frame(70);
+        *other.last_mut().unwrap() ^= 0x80;
+        let bytes = |seen: &SeenFrames| seen.frames.iter().any(|it| it.bytes == other);
+        assert!(!bytes(&seen), "as long as the last one and not the same");
+        assert!(seen.read(&other).is_err() || bytes(&seen), "it was walked");
     }
 
     fn values() -> impl Strategy<Value = proto::sample::Value> {

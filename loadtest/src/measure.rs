@@ -7,7 +7,7 @@ use std::sync::mpsc::SyncSender;
 
 use hdrhistogram::Histogram;
 
-use crate::data::Run;
+use crate::data::{FrameError, FrameHead, Run, SeenFrames, read_frame};
 
 /// Longest latency told apart, 100 s; longer ones count as that.
 const LATENCY_NS_MAX: u64 = 100_000_000_000;
@@ -93,8 +93,8 @@ pub(crate) struct Recorder {
     next_boundary: usize,
     intervals: SyncSender<Interval>,
     counters: Arc<Counters>,
-    /// Of the messages of a read, one is recorded and all are counted.
-    sparse: bool,
+    /// Of the messages of a read, or the samples of a frame, one is recorded and all are counted.
+    sparse: Option<SeenFrames>,
     /// Of the message being read.
     arrival_ns: u64,
 }
@@ -118,20 +118,20 @@ impl Recorder {
             next_boundary: 0,
             intervals,
             counters,
-            sparse: false,
+            sparse: None,
             arrival_ns: now_ns,
         }
     }
 
-    /// Counts every sample, but records the latency of one in each read: for closed loops, whose latency is a queue's, and
+    /// Counts every sample, but records the latency of one in each read or frame: for closed loops, whose latency is a queue's, and
     /// in which tens of millions of samples a second may come.
     pub(crate) fn sparse(self) -> Self {
-        Self { sparse: true, ..self }
+        Self { sparse: Some(SeenFrames::default()), ..self }
     }
 
     /// Whether not every sample need be recorded.
     pub(crate) fn is_sparse(&self) -> bool {
-        self.sparse
+        self.sparse.is_some()
     }
 
     /// So many samples have arrived.
@@ -167,6 +167,19 @@ impl Recorder {
             let latency_ns = self.arrival_ns.saturating_sub(run.source_ns).max(1);
             self.open[window].saturating_record_n(latency_ns, run.count);
         }
+    }
+
+    /// Counts and records the samples of a frame.
+    pub(crate) fn record_frame(&mut self, frame: &[u8]) -> Result<FrameHead, FrameError> {
+        let head = if let Some(seen) = &mut self.sparse {
+            let (head, newest) = seen.read(frame)?;
+            self.record(newest);
+            head
+        } else {
+            read_frame(frame, |run| self.record(run))?
+        };
+        self.count(head.count);
+        Ok(head)
     }
 
     /// So many samples were announced as lost.

@@ -235,14 +235,11 @@ impl Books {
 
     fn on_frame(&mut self, payload: &[u8], recorder: Option<&mut Recorder>) -> Result<(), Ended> {
         let unexpected = |error| Ended::Unexpected(format!("the server sent a bad frame: {error}"));
-        let head: FrameHead;
-        match recorder {
-            Some(recorder) => {
-                head = read_frame(payload, |run| recorder.record(run)).map_err(unexpected)?;
-                recorder.count(head.count);
-            }
-            None => head = read_frame(payload, |_| ()).map_err(unexpected)?,
+        let head = match recorder {
+            None => read_frame(payload, |_| ()),
+            Some(recorder) => recorder.record_frame(payload),
         }
+        .map_err(unexpected)?;
         self.ledger(head.channel)?.on_frame(head.epoch, head.first, head.last, head.count);
         Ok(())
     }
