@@ -22,7 +22,7 @@ use crate::proc::{self, Memory};
 use crate::result::{AgeSecond, ClockOffset, Second};
 use crate::scenario::{Kind, Scenario, Share};
 use crate::snapshot::Used;
-use crate::stages::ServerStages;
+use crate::stages::{Page, ServerStages};
 use crate::subscribers::{Heads, Options, Subscriber};
 use crate::watch;
 use crate::ws::{Endpoint, READ_BUFFER_BYTES};
@@ -177,6 +177,8 @@ pub(crate) fn run(
     proc::raise_open_files(whole.connections() + OTHER_FILES).map_err(|error| error.to_string())?;
     let scenario = &whole.share(target.share);
     let clock = Clock::new();
+    // What the server needs to be asked for its histograms is not the connections'.
+    drop(Page::of(&target.endpoint, target.dialect));
     let server_before = target.server_pid.and_then(Memory::of);
     on_progress(&Progress {
         at: Duration::ZERO,

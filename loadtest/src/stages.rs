@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
+use crate::dialect::Dialect;
 use crate::measure::histogram;
 use crate::ws::Endpoint;
 
@@ -33,8 +34,16 @@ pub(crate) struct ServerStages(pub BTreeMap<String, Histogram<u64>>);
 pub(crate) struct Page(Vec<u8>);
 
 impl Page {
+    /// The page of a server that speaks this; empty if it has none, or none comes: then there is one table less.
+    pub(crate) fn of(endpoint: &Endpoint, dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Tidewire => Self::fetch(endpoint).unwrap_or_default(),
+            Dialect::Raw | Dialect::Bare | Dialect::Nats | Dialect::Mqtt => Self::default(),
+        }
+    }
+
     /// Fetches it; empty if the server has none.
-    pub(crate) fn fetch(endpoint: &Endpoint) -> io::Result<Self> {
+    fn fetch(endpoint: &Endpoint) -> io::Result<Self> {
         let mut stream = TcpStream::connect_timeout(&endpoint.address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_write_timeout(Some(TIMEOUT))?;

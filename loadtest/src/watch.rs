@@ -9,7 +9,6 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use crate::clock::{Clock, nanos};
-use crate::dialect::Dialect;
 use crate::fleet::{Running, Times};
 use crate::measure::{Counters, Interval, histogram};
 use crate::proc::{self, own_pid};
@@ -156,12 +155,7 @@ impl Watch<'_> {
     /// Fetches the server's histograms beside everything else, which does not wait for a busy server.
     fn fetch_stages(&mut self) {
         let (endpoint, dialect) = (self.target.endpoint.clone(), self.target.dialect);
-        let fetch = move || match dialect {
-            // Without them there is one table less.
-            Dialect::Tidewire => Page::fetch(&endpoint).unwrap_or_default(),
-            _ => Page::default(),
-        };
-        self.notes.pages.push(thread::spawn(fetch));
+        self.notes.pages.push(thread::spawn(move || Page::of(&endpoint, dialect)));
     }
 
     /// Takes the figures of the interval that has just ended.
