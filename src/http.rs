@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::close::{CloseReason, Retry};
 use crate::connection::Wanted;
+use crate::hub::overload::STEPS;
 use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerReport};
 use crate::metrics::exposition::{self, Gauges};
 use crate::metrics::{HandshakeRefusal, WorkerMetrics, latency};
@@ -267,7 +268,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         gauges.subscriptions += subscriptions as u64;
         gauges.outbox_bytes += outbox_bytes as u64;
         gauges.outbox_frames += outbox_frames as u64;
-        let window = (shared.config.batch.window * widening).min(shared.config.batch.window_max);
+        let window = (shared.config.batch.window * widening / STEPS).min(shared.config.batch.window_max);
         gauges.flush_window = gauges.flush_window.max(window);
         let mut buffers = shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner);
         if buffers.len() < EXPORTS_MAX * shared.router.workers() {

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slab::Slab;
@@ -245,15 +245,19 @@ impl Hub {
             if !self.sealed.is_empty() {
                 let late = now.at.saturating_duration_since(at);
                 self.metrics.record(Stage::FlushLateness, nanos(late), 1);
-                self.widening.observe(late, now.at);
                 self.dispatch(due.channel, now);
             }
         }
     }
 
+    /// What was sealed has waited this long for its turn to be written, though its socket would have taken it.
+    pub const fn note_turn(&mut self, waited: Duration) {
+        self.widening.observe(waited);
+    }
+
     /// Work that is due about ten times a second: gap notices, and heads for workers that have missed a frame.
     pub fn tick(&mut self, now: Now) {
-        self.widening.relax(now.at);
+        self.widening.adapt(now.at);
         for (_, member) in &self.members {
             let due = member.handle.outbox().borrow().gap_due();
             if due.is_some_and(|due| due <= now.at) {
@@ -310,7 +314,7 @@ impl Hub {
         let mut flush = Flush {
             now,
             limits: &self.config.batch,
-            widening: self.widening.factor(),
+            widening: self.widening.widening(),
             due: &mut self.due,
             metrics: &mut self.metrics,
             sealed: &mut self.sealed,

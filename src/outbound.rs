@@ -31,9 +31,10 @@ const PIECES_MAX: usize = 12;
 /// Writes that one turn makes before the other connections of the thread have theirs.
 const WRITES_PER_TURN: u32 = 8;
 
-/// Turns of the worker's writer before the sockets are looked at again. A write takes some 5 us, so a publisher waits for
-/// less than half a millisecond; looking costs about a fifth of a write.
-const TURNS_PER_PASS: u32 = 32;
+/// Writes of the worker's writer before the sockets are looked at again. A write takes some 5 us and a large one 30, so a
+/// publisher waits for a millisecond at the most, and its samples come in faster than they could go out to all: what is too
+/// much then is dropped where it is counted, and does not grow old in the publisher. Looking costs about a fifth of a write.
+const WRITES_PER_PASS: u32 = 32;
 
 /// A piece of a write: a range of the worker's buffer, or a message where it is.
 enum Piece<'a> {
@@ -63,18 +64,24 @@ pub async fn run_writer(worker: &Worker) {
     loop {
         poll_fn(|cx| worker.ready().poll_ready(cx)).await;
         let mut now = worker.now();
-        let mut turns = 0;
-        while turns < TURNS_PER_PASS
+        let mut first = true;
+        let mut writes = 0;
+        while writes < WRITES_PER_PASS
             && let Some(place) = worker.ready().pop()
         {
-            turns += 1;
             worker.with_watched(place, |watched| {
                 if watched.handle.writing() != Writing::Listed {
                     // It has left the list since, or the place is another connection's by now.
                     return;
                 }
+                if std::mem::take(&mut first) {
+                    // One of each pass, from anywhere in a round.
+                    let waited = watched.handle.outbox().borrow().oldest_age(now);
+                    worker.hub.borrow_mut().note_turn(waited);
+                }
                 // A bug in the work for one connection ends that one and not the writing for all.
-                let turn = catch_unwind(AssertUnwindSafe(|| turn(worker, watched, &mut now, cx)));
+                let turn =
+                    catch_unwind(AssertUnwindSafe(|| turn(worker, watched, &mut now, &mut writes, cx)));
                 match turn.unwrap_or(Turn::End(CloseReason::Internal)) {
                     Turn::Done => watched.handle.set_idle(),
                     Turn::More => watched.handle.list_again(),
@@ -99,7 +106,7 @@ pub async fn run(worker: &Worker, watched: &Watched) -> CloseReason {
         if handle.writing() != Writing::Own {
             return Poll::Pending;
         }
-        match turn(worker, watched, &mut worker.now(), cx) {
+        match turn(worker, watched, &mut worker.now(), &mut 0, cx) {
             Turn::Done if handle.ending().is_none() => {
                 handle.set_idle();
                 Poll::Pending
@@ -115,8 +122,9 @@ pub async fn run(worker: &Worker, watched: &Watched) -> CloseReason {
     .await
 }
 
-/// Up to [`WRITES_PER_TURN`] writes. `now` is what the clock said last, and is moved on by each write.
-fn turn(worker: &Worker, watched: &Watched, now: &mut Now, cx: &mut Context<'_>) -> Turn {
+/// Up to [`WRITES_PER_TURN`] writes, which are added to `writes`. `now` is what the clock said last, and is moved on by each
+/// write.
+fn turn(worker: &Worker, watched: &Watched, now: &mut Now, writes: &mut u32, cx: &mut Context<'_>) -> Turn {
     let handle = &watched.handle;
     for _ in 0..WRITES_PER_TURN {
         if handle.is_cut() {
@@ -137,6 +145,7 @@ fn turn(worker: &Worker, watched: &Watched, now: &mut Now, cx: &mut Context<'_>)
             // A gap notice that is not due yet: the ticker wakes for it.
             return Turn::Done;
         }
+        *writes += 1;
         match write(worker, watched, &mut outbox, now, cx) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => return Turn::End(CloseReason::PeerGone),

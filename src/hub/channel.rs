@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::batch::{Batch, BlockRef, ClassKey, FrameOf};
 use super::directory::ChannelInfo;
+use super::overload::STEPS;
 use crate::clock::Now;
 use crate::config::BatchLimits;
 use crate::metrics::{FlushCause, WorkerMetrics};
@@ -26,7 +27,7 @@ pub struct Flush<'a> {
     pub now: Now,
     /// When batches are sealed.
     pub limits: &'a BatchLimits,
-    /// By how much windows are widened at the moment; 1 is not at all.
+    /// By how much windows are widened at the moment, in parts of [`STEPS`].
     pub widening: u32,
     /// Where batches that stay open wait for their deadlines.
     pub due: &'a mut DueQueue,
@@ -39,7 +40,7 @@ pub struct Flush<'a> {
 impl Flush<'_> {
     fn window(&self, key: ClassKey) -> Duration {
         let widest = self.limits.window_max.max(key.delay());
-        (key.delay() * self.widening).min(widest)
+        (key.delay() * self.widening / STEPS).min(widest)
     }
 }
 

@@ -26,7 +26,13 @@ impl Hub {
         }
         metrics.as_mut().clone_from(&self.metrics);
         count_totals(&mut metrics, &totals);
-        WorkerReport { metrics, subscriptions, outbox_frames, outbox_bytes, widening: self.widening.factor() }
+        WorkerReport {
+            metrics,
+            subscriptions,
+            outbox_frames,
+            outbox_bytes,
+            widening: self.widening.widening(),
+        }
     }
 
     pub(super) fn list(&self, now: Now) -> Listing {

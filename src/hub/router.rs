@@ -189,7 +189,7 @@ pub struct WorkerReport {
     pub outbox_frames: usize,
     /// Bytes that wait in outboxes.
     pub outbox_bytes: usize,
-    /// By how much flush windows are widened; 1 is not at all.
+    /// By how much flush windows are widened, in parts of [`STEPS`](super::overload::STEPS).
     pub widening: u32,
 }
 

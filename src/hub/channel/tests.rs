@@ -53,7 +53,7 @@ impl Home {
             due: DueQueue::default(),
             metrics: WorkerMetrics::new(),
             limits: BatchLimits::default(),
-            widening: 1,
+            widening: STEPS,
             start: Clock::new().now(),
             at_ms: 0,
             seen: Vec::new(),
@@ -208,7 +208,7 @@ fn a_lone_sample_goes_at_once_and_a_batch_waits_for_its_window() {
     ];
     for (what, key, widening, publishes, expected) in rows {
         let mut home = Home::new(&[key]);
-        home.widening = widening;
+        home.widening = widening * STEPS;
         for at_ms in publishes {
             home.pass(*at_ms);
             home.publish(1, 0);
