@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 mod log;
+mod origins;
 mod print;
 mod problem;
 mod relation;
@@ -14,6 +15,7 @@ mod setting;
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};
+pub use origins::{Origin, OriginError, Origins};
 pub use print::{default_file, reference};
 pub use setting::{Key, VARIABLE_PREFIX};
 
@@ -52,6 +54,15 @@ settings! {
     server: ServerLimits {
         /// Connections at once; one more gets HTTP 503 with `Retry-After`.
         connections_max: usize = 10_000, "connections", 1..=10_000_000;
+        /// Connections at once of one address, or of one network of 64 bits with IPv6; one more gets HTTP 429. Loopback
+        /// addresses are not counted; 0 is no limit, and right behind a proxy, whose address all clients have.
+        connections_per_address_max: usize = 0, "connections", 0..=10_000_000;
+        /// Web pages that may connect, by origin (RFC 6454): `same` are those that came from the host that they connect to,
+        /// `*` are all, and a list is compared exactly. Others get HTTP 403. Only a list keeps out pages whose host was made
+        /// to point here (DNS rebinding).
+        origins: Origins = Origins::Same, "", Any;
+        /// Whether a client without an `Origin` header gets HTTP 403, too. Programs send none; browsers always do.
+        origin_required: bool = false, "", Any;
         /// From accept of the TCP connection to the end of the HTTP request head; then the socket is closed.
         handshake_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
         /// From accept of the TCP connection to the first byte of the HTTP request; then the socket is closed. Shorter

@@ -2,11 +2,14 @@
 //! message.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -95,15 +98,23 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
         let mut inbound = Inbound::new(Rc::clone(&worker), Rc::clone(&watched), endpoint, &leftover);
         // It is a share of the buffer of the HTTP side, all of which would stay for the life of the connection.
         drop(leftover);
-        tokio::select! {
-            biased;
-            reason = outbound::run(&worker, &watched) => reason,
-            reason = inbound.run(&io) => reason,
-        }
+        let mut loops = pin!(async {
+            tokio::select! {
+                biased;
+                reason = outbound::run(&worker, &watched) => reason,
+                reason = inbound.run(&io) => reason,
+            }
+        });
+        poll_fn(|cx| contain(|| loops.as_mut().poll(cx))).await
     };
     finish(listed, &io, reason).await;
     let age = worker.now().at.saturating_duration_since(now.at);
     log_end(id, remote, reason, age, &watched);
+}
+
+/// A panic in the work for a connection is a bug, and ends that connection alone: it is told (1011) and counted like any end.
+fn contain(poll: impl FnOnce() -> Poll<CloseReason>) -> Poll<CloseReason> {
+    catch_unwind(AssertUnwindSafe(poll)).unwrap_or(Poll::Ready(CloseReason::Internal))
 }
 
 /// The one exit: out of every list, the last words, the close frame, a bounded wait for the peer, the end of the socket.
@@ -114,6 +125,7 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: &RefC
         .member
         .filter(|_| reason == CloseReason::Drain)
         .map(|member| worker.hub.borrow().positions(member));
+    let before = *handle.outbox().borrow().totals();
     listed.leave(reason);
     if reason == CloseReason::PeerGone || handle.is_cut() {
         return;
@@ -144,7 +156,7 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: &RefC
                 let mut ignored = worker.read_buffer.borrow_mut();
                 let mut buffer = ReadBuf::new(&mut ignored);
                 std::task::ready!(Pin::new(&mut *io.borrow_mut()).poll_read(cx, &mut buffer))?;
-                std::task::Poll::Ready(std::io::Result::Ok(buffer.filled().len()))
+                Poll::Ready(std::io::Result::Ok(buffer.filled().len()))
             });
             if read.await? == 0 {
                 return std::io::Result::Ok(());
@@ -153,6 +165,9 @@ async fn finish<S: AsyncRead + AsyncWrite + Unpin>(listed: Listed<'_>, io: &RefC
     };
     // A peer that does not take its leave in time is cut off.
     let _ = tokio::time::timeout(worker.config().server.close_timeout, farewell).await;
+    if watched.member.is_some() {
+        worker.hub.borrow_mut().count_farewell(&before, handle.outbox().borrow().totals());
+    }
 }
 
 /// A connection in the worker's lists. However its task ends, also by a panic, it leaves them: no ghost stays.
@@ -164,8 +179,8 @@ struct Listed<'a> {
 
 impl Listed<'_> {
     fn leave(self, reason: CloseReason) {
-        self.remove(reason);
-        std::mem::forget(self);
+        // Once, even if it panics.
+        ManuallyDrop::new(self).remove(reason);
     }
 
     fn remove(&self, reason: CloseReason) {
@@ -179,7 +194,8 @@ impl Listed<'_> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        self.remove(CloseReason::Internal);
+        // It runs while a panic unwinds, and a second one would end the process.
+        drop(catch_unwind(AssertUnwindSafe(|| self.remove(CloseReason::Internal))));
     }
 }
 
@@ -259,4 +275,16 @@ fn inbox_delivery(config: &Config) -> DeliveryOptions {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_end_like_any_other() {
+        assert!(contain(|| Poll::Pending).is_pending());
+        assert_eq!(contain(|| Poll::Ready(CloseReason::PeerGone)), Poll::Ready(CloseReason::PeerGone));
+        assert_eq!(contain(|| panic!("a bug")), Poll::Ready(CloseReason::Internal));
+    }
 }

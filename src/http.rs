@@ -1,6 +1,7 @@
 //! HTTP beside the WebSocket: the strict handshake, health, metrics and lists. Every refusal is a JSON body that says what was
 //! wrong. Never touches a sample.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -16,6 +17,7 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::close::{CloseReason, Retry};
+use crate::config::{Origins, ServerLimits};
 use crate::connection::Wanted;
 use crate::hub::overload::STEPS;
 use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerReport};
@@ -23,7 +25,7 @@ use crate::metrics::exposition::{self, Gauges};
 use crate::metrics::{HandshakeRefusal, WorkerMetrics, latency};
 use crate::pattern;
 use crate::wire::Codec;
-use crate::worker::{ConnectionSlot, EXPORTS_MAX, Shared, Worker};
+use crate::worker::{ConnectionSlot, EXPORTS_MAX, NoSlot, Shared, Worker};
 
 /// A response with its whole body.
 pub type Reply = Response<Full<Bytes>>;
@@ -50,7 +52,7 @@ pub enum Outcome {
 const TARGET_BYTES_MAX: usize = 4 << 10;
 
 /// Answers a request.
-pub async fn answer(worker: &Rc<Worker>, mut request: Request<Incoming>) -> Outcome {
+pub async fn answer(worker: &Rc<Worker>, remote: SocketAddr, mut request: Request<Incoming>) -> Outcome {
     let shared = &worker.shared;
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Outcome::Reply(refusal(
@@ -61,12 +63,12 @@ pub async fn answer(worker: &Rc<Worker>, mut request: Request<Incoming>) -> Outc
     }
     let path = request.uri().path();
     if path == "/ws" || (path == "/echo" && shared.config.enable_echo) {
-        return upgrade(worker, &mut request);
+        return upgrade(worker, remote, &mut request);
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Outcome::Reply(method_not_allowed());
     }
-    let reply = match path {
+    let mut reply = match path {
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if shared.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
@@ -106,7 +108,21 @@ pub async fn answer(worker: &Rc<Worker>, mut request: Request<Incoming>) -> Outc
         "/" => text(StatusCode::OK, INDEX),
         _ => refusal(StatusCode::NOT_FOUND, "not_found", "no such page; GET / lists them"),
     };
+    share(&mut reply, &shared.config.server.origins, request.headers());
     Outcome::Reply(reply)
+}
+
+/// Lets pages of other origins that may connect read an answer, too (CORS). They send plain GETs, for which browsers ask nothing
+/// before.
+fn share(reply: &mut Reply, origins: &Origins, headers: &HeaderMap) {
+    if *origins == Origins::Same {
+        return;
+    }
+    reply.headers_mut().insert(header::VARY, HeaderValue::from_static("Origin"));
+    let Some(origin) = only(headers, &header::ORIGIN) else { return };
+    if origin.to_str().is_ok_and(|origin| origins.share_with(origin)) {
+        reply.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
 }
 
 const INDEX: &str = "Tidewire
@@ -121,8 +137,8 @@ const INDEX: &str = "Tidewire
 ";
 
 /// The handshake of RFC 6455 section 4.2.1, strictly: what is let through here becomes a WebSocket.
-fn upgrade(worker: &Rc<Worker>, request: &mut Request<Incoming>) -> Outcome {
-    match check_upgrade(worker, request) {
+fn upgrade(worker: &Rc<Worker>, remote: SocketAddr, request: &mut Request<Incoming>) -> Outcome {
+    match check_upgrade(worker, remote, request) {
         Ok((wanted, slot)) => accept(request, wanted, slot),
         Err(refused) => {
             let (reason, reply) = *refused;
@@ -134,7 +150,11 @@ fn upgrade(worker: &Rc<Worker>, request: &mut Request<Incoming>) -> Outcome {
 
 type Refusal = Box<(HandshakeRefusal, Reply)>;
 
-fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<(Wanted, ConnectionSlot), Refusal> {
+fn check_upgrade(
+    worker: &Worker,
+    remote: SocketAddr,
+    request: &Request<Incoming>,
+) -> Result<(Wanted, ConnectionSlot), Refusal> {
     use HandshakeRefusal as R;
     let bad =
         |message: &str| Box::new((R::BadRequest, refusal(StatusCode::BAD_REQUEST, "bad_request", message)));
@@ -145,9 +165,9 @@ fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<(Wanted
     if request.version() != Version::HTTP_11 {
         return Err(bad("a WebSocket needs HTTP/1.1"));
     }
-    if only(headers, &header::HOST).is_none() {
+    let Some(host) = only(headers, &header::HOST) else {
         return Err(bad("exactly one Host header is needed"));
-    }
+    };
     let has_body = !request.body().is_end_stream()
         || headers.contains_key(header::CONTENT_LENGTH)
         || headers.contains_key(header::TRANSFER_ENCODING);
@@ -164,6 +184,9 @@ fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<(Wanted
     if !only(headers, &header::SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes())) {
         return Err(bad("exactly one Sec-WebSocket-Key of 16 bytes in base64 is needed"));
     }
+    if let Some(message) = check_origin(&worker.config().server, headers, host) {
+        return Err(Box::new((R::Origin, refusal(StatusCode::FORBIDDEN, "origin", message))));
+    }
     let wanted = if request.uri().path() == "/echo" {
         Wanted::Echo
     } else {
@@ -175,11 +198,32 @@ fn check_upgrade(worker: &Worker, request: &Request<Incoming>) -> Result<(Wanted
     if !worker.shared.ready.load(Ordering::Relaxed) {
         return Err(Box::new((R::Drain, unavailable("the server is shutting down", CloseReason::Drain))));
     }
-    let Some(slot) = worker.shared.take_slot() else {
-        let message = "the server has all the connections that it takes";
-        return Err(Box::new((R::Capacity, unavailable(message, CloseReason::Capacity))));
-    };
+    let slot = worker.shared.take_slot(remote.ip()).map_err(|none| {
+        Box::new(match none {
+            NoSlot::Server => {
+                let message = "the server has all the connections that it takes";
+                (R::Capacity, unavailable(message, CloseReason::Capacity))
+            }
+            NoSlot::Address => {
+                let message = "this address has all the connections that one may have; end one first";
+                let reply = refusal(StatusCode::TOO_MANY_REQUESTS, "address", message);
+                (R::Address, retry_later(reply, CloseReason::Capacity))
+            }
+        })
+    })?;
     Ok((wanted, slot))
+}
+
+/// What speaks against the page that asks, if a page does.
+fn check_origin(limits: &ServerLimits, headers: &HeaderMap, host: &HeaderValue) -> Option<&'static str> {
+    if !headers.contains_key(header::ORIGIN) {
+        let message = "an Origin header is needed here (server.origin_required)";
+        return limits.origin_required.then_some(message);
+    }
+    let text = |value: &HeaderValue| value.to_str().ok().map(ToOwned::to_owned);
+    let origin = only(headers, &header::ORIGIN).and_then(text);
+    let allowed = origin.is_some_and(|origin| limits.origins.allow(&origin, &text(host).unwrap_or_default()));
+    (!allowed).then_some("pages of this origin may not connect; server.origins lists those that may")
 }
 
 fn accept(request: &mut Request<Incoming>, wanted: Wanted, slot: ConnectionSlot) -> Outcome {
@@ -375,7 +419,11 @@ fn upgrade_required(message: &str) -> Reply {
 }
 
 fn unavailable(message: &str, reason: CloseReason) -> Reply {
-    let mut reply = refusal(StatusCode::SERVICE_UNAVAILABLE, reason.label(), message);
+    retry_later(refusal(StatusCode::SERVICE_UNAVAILABLE, reason.label(), message), reason)
+}
+
+/// Adds when to come back, which is as after a close with this reason.
+fn retry_later(mut reply: Reply, reason: CloseReason) -> Reply {
     let after = match reason.retry() {
         Retry::After(delay) => delay,
         Retry::Backoff | Retry::Never => Duration::from_secs(1),

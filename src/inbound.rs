@@ -81,6 +81,10 @@ impl Inbound {
                 let mut carry = std::mem::take(&mut self.carry);
                 self.consume(&mut carry, self.worker.now())
             };
+            let waits = matches!(step, Step::Wait(_) | Step::Answer | Step::Announce(..));
+            if waits {
+                self.watched.keepalive.borrow_mut().pause_reading();
+            }
             match step {
                 Step::Done => {}
                 Step::Wait(publish) => self.worker.shared.router.publish(publish).await,
@@ -90,6 +94,10 @@ impl Inbound {
                     self.announced = Some((channel, message));
                 }
                 Step::Close(reason) => return reason,
+            }
+            if waits {
+                let now = self.worker.now().at;
+                self.watched.keepalive.borrow_mut().resume_reading(self.worker.config(), now);
             }
         }
     }

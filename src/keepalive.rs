@@ -26,6 +26,8 @@ pub struct Keepalive {
     blocked_since: Option<Instant>,
     idle_since: Instant,
     heartbeat_at: Instant,
+    /// The server does not read the peer at the moment.
+    not_reading: bool,
 }
 
 impl Keepalive {
@@ -40,7 +42,20 @@ impl Keepalive {
             blocked_since: None,
             idle_since: now,
             heartbeat_at: now + config.outbox.heartbeat_interval,
+            not_reading: false,
         }
+    }
+
+    /// The server has stopped reading the peer, because something has to be waited for: its silence says nothing now.
+    pub const fn pause_reading(&mut self) {
+        self.not_reading = true;
+    }
+
+    /// The server reads again. What the peer was waited for may lie in the socket.
+    pub fn resume_reading(&mut self, config: &Config, now: Instant) {
+        self.not_reading = false;
+        self.pong_due = self.pong_due.map(|_| now + config.server.pong_timeout);
+        self.message_since = self.message_since.map(|_| now);
     }
 
     /// Bytes came from the peer: it lives. `mid_message` tells whether they end inside a message.
@@ -79,12 +94,12 @@ impl Keepalive {
             self.idle_since = now;
         }
         let idle_timeout = config.server.idle_timeout;
-        if self.pong_due.is_some_and(|due| due <= now)
+        if self.pong_due.is_some_and(|due| due <= now && !self.not_reading)
             || (!idle_timeout.is_zero() && over(Some(self.idle_since), idle_timeout))
         {
             return Some(Due::Close(CloseReason::Silent));
         }
-        if over(self.message_since, config.inbound.message_timeout) {
+        if over(self.message_since, config.inbound.message_timeout) && !self.not_reading {
             return Some(Due::Close(CloseReason::Abuse));
         }
         if over(self.blocked_since, config.outbox.write_deadline) {
@@ -118,6 +133,23 @@ mod tests {
             }
         }
         due
+    }
+
+    #[test]
+    fn who_is_not_read_is_not_called_silent() {
+        let (config, start) = (Config::default(), Instant::now());
+        let mut keepalive = Keepalive::new(&config, start, 1.0);
+        let ping = start + config.server.ping_interval;
+        keepalive.note_read(true, ping);
+        assert!(polled(&mut keepalive, false, ping).contains(&Due::Ping));
+        keepalive.pause_reading();
+        let resumed = ping + 2 * config.server.pong_timeout.max(config.inbound.message_timeout);
+        let closes = |due: &[Due]| due.iter().any(|due| matches!(due, Due::Close(_)));
+        assert!(!closes(&polled(&mut keepalive, false, resumed)));
+        keepalive.resume_reading(&config, resumed);
+        let timeout = config.server.pong_timeout.min(config.inbound.message_timeout);
+        assert!(!closes(&polled(&mut keepalive, false, resumed + timeout - Duration::from_millis(1))));
+        assert!(closes(&polled(&mut keepalive, false, resumed + timeout)));
     }
 
     #[test]

@@ -74,8 +74,9 @@ pub async fn run_writer(worker: &Worker) {
                     // It has left the list since, or the place is another connection's by now.
                     return;
                 }
-                if std::mem::take(&mut first) {
+                if first && watched.handle.outbox().borrow().data_bytes() > 0 {
                     // One of each pass, from anywhere in a round.
+                    first = false;
                     let waited = watched.handle.outbox().borrow().oldest_age(now);
                     worker.hub.borrow_mut().note_turn(waited);
                 }

@@ -104,7 +104,8 @@ impl Server {
         let config = Arc::new(self.config);
         let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
         let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
-        let threads = start_workers(&shared, inboxes)?;
+        let (ended, mut failed) = mpsc::channel(config.workers);
+        let threads = start_workers(&shared, inboxes, &ended)?;
         #[expect(
             deprecated,
             reason = "its successor is unsafe, for descriptors that may change hands; a listener's does not"
@@ -119,6 +120,10 @@ impl Server {
         tokio::select! {
             _ = &mut background => {}
             () = shutdown => {}
+            Some(worker) = failed.recv() => {
+                // Its channels and connections are gone, and nobody else may be sent there.
+                return Err(io::Error::other(format!("worker {worker} has failed; the log says why")));
+            }
         }
         tracing::info!(connections = shared.connections.load(Ordering::Relaxed), "draining");
         shared.ready.store(false, Ordering::Relaxed);
@@ -148,14 +153,18 @@ impl Server {
     }
 }
 
+/// Starts them; each tells its number when it ends, however it does.
 fn start_workers(
     shared: &Arc<Shared>,
     inboxes: Vec<mpsc::Receiver<ToWorker>>,
+    ended: &mpsc::Sender<usize>,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let start = |(index, inbox)| {
         let shared = Arc::clone(shared);
+        let end = End { worker: index, ended: ended.clone() };
         let (tell, told) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            let _end = end;
             // It stays on the thread that makes it.
             let built = Builder::new_current_thread()
                 .enable_all()
@@ -176,6 +185,19 @@ fn start_workers(
         Ok(thread)
     };
     inboxes.into_iter().enumerate().map(start).collect()
+}
+
+/// Tells that a worker has ended.
+struct End {
+    worker: usize,
+    ended: mpsc::Sender<usize>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // There is room for each worker once, and nobody listens once the server ends.
+        let _ = self.ended.try_send(self.worker);
+    }
 }
 
 /// A worker: its writer, and a task for each of its connections, beside its own loop.
@@ -338,7 +360,7 @@ async fn serve_http(
         let worker = Rc::clone(worker);
         let (outcome, hold) = (Rc::clone(&outcome), Arc::clone(&hold));
         async move {
-            Ok::<_, std::convert::Infallible>(match http::answer(&worker, request).await {
+            Ok::<_, std::convert::Infallible>(match http::answer(&worker, remote, request).await {
                 Outcome::Reply(reply) => reply,
                 Outcome::Upgrade { reply, wanted, socket, slot } => {
                     *outcome.borrow_mut() = Some((wanted, socket, slot));
@@ -408,5 +430,24 @@ impl<'a> Plain<'a> {
 impl Drop for Plain<'_> {
     fn drop(&mut self) {
         *self.count.borrow_mut() -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_ends_says_so() {
+        let config = Arc::new(Config { workers: 2, ..Config::default() });
+        let (router, inboxes) = Router::new(2, 16);
+        let shared = Arc::new(Shared::new(config, Arc::clone(&router)));
+        let (ended, mut failed) = mpsc::channel(2);
+        let threads = start_workers(&shared, inboxes, &ended).unwrap();
+        for worker in [1, 0] {
+            router.send(worker, ToWorker::Stop);
+            assert_eq!(failed.recv().await, Some(worker));
+        }
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 }

@@ -2,11 +2,14 @@
 //! here, behind no lock, because it never leaves the thread.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -51,6 +54,8 @@ pub struct Shared {
     /// Upgraded connections.
     pub connections: AtomicUsize,
     next_connection: AtomicU64,
+    /// How many of them each address has; only handshakes and ends of connections take this lock.
+    addresses: std::sync::Mutex<HashMap<IpAddr, usize>>,
     /// Turns of the exports: each copies some MiB of metrics, or lists every connection, so few run at a time and the rest
     /// wait.
     pub exports: Semaphore,
@@ -72,20 +77,35 @@ impl Shared {
             ready: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
+            addresses: std::sync::Mutex::default(),
             exports: Semaphore::new(EXPORTS_MAX),
             metrics_buffers: std::sync::Mutex::new(Vec::new()),
             latency_log: std::sync::Mutex::new(LatencyLog::new(clock.now())),
         }
     }
 
-    /// Takes a slot for a connection, if there is one.
-    #[must_use]
-    pub fn take_slot(self: &Arc<Self>) -> Option<ConnectionSlot> {
+    /// Takes a slot for a connection of `peer`, if there is one.
+    ///
+    /// # Errors
+    /// Says what there is too much of.
+    pub fn take_slot(self: &Arc<Self>, peer: IpAddr) -> Result<ConnectionSlot, NoSlot> {
         let most = self.config.server.connections_max;
         let taken = self
             .connections
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then_some(now + 1));
-        taken.is_ok().then(|| ConnectionSlot { shared: Arc::clone(self) })
+        taken.map_err(|_| NoSlot::Server)?;
+        // From here on, dropping the slot gives back what was taken.
+        let mut slot = ConnectionSlot { shared: Arc::clone(self), network: None };
+        if let Some(network) = limited_network(peer, self.config.server.connections_per_address_max) {
+            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = addresses.entry(network).or_default();
+            if *count >= self.config.server.connections_per_address_max {
+                return Err(NoSlot::Address);
+            }
+            *count += 1;
+            slot.network = Some(network);
+        }
+        Ok(slot)
     }
 
     /// A number that no other connection has.
@@ -94,15 +114,47 @@ impl Shared {
     }
 }
 
-/// One of `server.connections_max`; given back when it is dropped.
+/// Why there is no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSlot {
+    /// `server.connections_max` are taken.
+    Server,
+    /// `server.connections_per_address_max` are taken.
+    Address,
+}
+
+/// What connections are counted by; nothing where they are not limited. Who has one address of IPv6 has the 2^64 of its network.
+fn limited_network(peer: IpAddr, most: usize) -> Option<IpAddr> {
+    let peer = peer.to_canonical();
+    if most == 0 || peer.is_loopback() {
+        return None;
+    }
+    Some(match peer {
+        IpAddr::V4(_) => peer,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    })
+}
+
+/// One of `server.connections_max`, and of `server.connections_per_address_max`; given back when it is dropped.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     shared: Arc<Shared>,
+    /// Where it is counted.
+    network: Option<IpAddr>,
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::AcqRel);
+        let Some(network) = self.network else { return };
+        let mut addresses = self.shared.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = addresses.entry(network) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                // So the table is never larger than the number of connections.
+                count.remove();
+            }
+        }
     }
 }
 
@@ -210,7 +262,9 @@ impl Worker {
 
     /// The connection has ended.
     pub fn unwatch(&self, place: usize) {
-        self.watched.borrow_mut().remove(place);
+        if let Some(watched) = self.watched.borrow_mut().try_remove(place) {
+            watched.handle.clear_place();
+        }
     }
 
     /// Seals what is due, and sees to it that the worker's loop wakes for the next deadline. To be called after anything
@@ -318,4 +372,33 @@ pub const TICK: Duration = Duration::from_millis(100);
 
 fn ping() -> Bytes {
     ws::message(ws::Opcode::Ping, b"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_by_address_and_given_back() {
+        let mut config = Config::default();
+        config.server.connections_max = 6;
+        config.server.connections_per_address_max = 2;
+        let config = Arc::new(config);
+        let (router, _inboxes) = Router::new(1, 16);
+        let shared = Arc::new(Shared::new(config, router));
+        let take = |peer: &str| shared.take_slot(peer.parse().unwrap());
+        // One network of 64 bits, and the same address of IPv4 in two forms.
+        let mut slots = vec![take("2001:db8::1").unwrap(), take("2001:db8::2:0:0:1").unwrap()];
+        assert_eq!(take("2001:db8::3").unwrap_err(), NoSlot::Address);
+        slots.extend(["192.0.2.1", "::ffff:192.0.2.1"].map(|peer| take(peer).unwrap()));
+        assert_eq!(take("192.0.2.1").unwrap_err(), NoSlot::Address);
+        assert_eq!(shared.connections.load(Ordering::Relaxed), 4, "what was refused takes nothing");
+        slots.extend(["127.0.0.1", "::1"].map(|peer| take(peer).unwrap()));
+        assert_eq!(take("127.0.0.1").unwrap_err(), NoSlot::Server);
+        slots.clear();
+        assert_eq!(shared.connections.load(Ordering::Relaxed), 0);
+        assert!(shared.addresses.lock().unwrap().is_empty());
+        let own: Vec<_> = (0..6).map(|_| take("127.0.0.1").unwrap()).collect();
+        assert_eq!(own.len(), 6, "this machine's own are not counted");
+    }
 }

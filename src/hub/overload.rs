@@ -13,8 +13,9 @@ use crate::config::BatchLimits;
 /// Windows are widened in steps of this part of themselves: the lengths in use at a time stay few.
 pub const STEPS: u32 = 8;
 
-/// What a mean is taken over: ten windows, or one of the widest.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// What a mean is taken over, at the least: about ten windows. A little less than the time between two calls of
+/// [`Widening::adapt`], which come early and late.
+const INTERVAL: Duration = Duration::from_millis(90);
 
 /// Intervals of which the calmest counts: a machine that stops for a moment is not short of time, and it does so for less
 /// than this.

@@ -71,6 +71,13 @@ impl Hub {
         });
         Listing { connections: connections.collect(), channels: channels.collect() }
     }
+
+    /// Counts what a connection wrote after it was removed: its last words.
+    pub const fn count_farewell(&mut self, before: &Totals, after: &Totals) {
+        let counters = &mut self.metrics.counters;
+        counters.control_messages_sent += after.control_messages - before.control_messages;
+        counters.bytes_written += after.bytes - before.bytes;
+    }
 }
 
 /// Adds what an outbox has done to a worker's counters.

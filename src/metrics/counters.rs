@@ -149,6 +149,10 @@ label! {
         Capacity = "capacity",
         /// The server is shutting down: 503.
         Drain = "drain",
+        /// The address has all the connections that one may have: 429.
+        Address = "address",
+        /// A web page from a place that may not connect: 403.
+        Origin = "origin",
         /// Not a WebSocket handshake as RFC 6455 section 4.2.1 wants it: 400.
         BadRequest = "bad_request",
         /// A method other than GET: 405.

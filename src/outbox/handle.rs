@@ -146,6 +146,11 @@ impl OutboxHandle {
         }
     }
 
+    /// The connection has left its worker's lists; whoever ends it writes what is left.
+    pub fn clear_place(&self) {
+        self.place.set(None);
+    }
+
     /// Sees to it that what the outbox holds is written.
     pub fn wake_writer(&self) {
         match (self.writing.get(), self.place.get()) {
@@ -253,4 +258,75 @@ fn register(cell: &Cell<Option<Waker>>, cx: &Context<'_>) {
         _ => cx.waker().clone(),
     };
     cell.set(Some(waker));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A handle, and the places that its list holds when asked.
+    fn handle() -> (OutboxHandle, impl Fn() -> Vec<Place>) {
+        let list = Rc::new(ReadyList::default());
+        let handle = OutboxHandle::new(OutboxLimits::default(), Rc::clone(&list));
+        (handle, move || std::iter::from_fn(|| list.pop()).collect())
+    }
+
+    #[test]
+    fn a_connection_asks_once_for_its_turn() {
+        let (handle, listed) = handle();
+        handle.push_message(Bytes::from_static(b"welcome"));
+        assert!(listed().is_empty(), "it is not complete");
+        handle.set_place(7);
+        handle.push_message(Bytes::from_static(b"more"));
+        assert_eq!((listed(), handle.writing()), (vec![7], Writing::Listed));
+        handle.push_message(Bytes::from_static(b"before its turn"));
+        assert!(listed().is_empty());
+        handle.list_again();
+        assert_eq!(listed(), vec![7], "there is more to write");
+        handle.set_idle();
+        handle.push_message(Bytes::from_static(b"after its turn"));
+        assert_eq!(listed(), vec![7]);
+    }
+
+    #[test]
+    fn a_full_socket_and_an_end_are_the_connections_own() {
+        let (handle, listed) = handle();
+        handle.set_place(7);
+        let wakes = std::sync::Arc::new(Wakes::default());
+        let waker = Waker::from(std::sync::Arc::clone(&wakes));
+        let woken = || wakes.0.load(Ordering::Relaxed);
+        handle.register_task(&Context::from_waker(&waker));
+        handle.write_alone();
+        assert_eq!((handle.writing(), woken()), (Writing::Own, 1), "it has to wait for its socket by itself");
+        handle.register_task(&Context::from_waker(&waker));
+        handle.push_message(Bytes::from_static(b"a"));
+        assert_eq!((listed(), woken()), (vec![], 1), "the socket wakes it");
+        handle.end(CloseReason::Drain);
+        handle.end(CloseReason::Abuse);
+        assert_eq!((handle.ending(), woken()), (Some(CloseReason::Drain), 2));
+        handle.set_idle();
+        handle.clear_place();
+        handle.push_message(Bytes::from_static(b"last words"));
+        assert!(listed().is_empty(), "its place may be another's");
+    }
+
+    #[test]
+    fn an_end_while_listed_takes_the_turn_away() {
+        let (handle, listed) = handle();
+        handle.set_place(7);
+        handle.push_message(Bytes::from_static(b"a"));
+        handle.end(CloseReason::PeerClosed);
+        assert_eq!((listed(), handle.writing()), (vec![7], Writing::Own), "whoever pops it passes it over");
+    }
 }

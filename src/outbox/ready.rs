@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 /// A connection's place in its worker's list of connections.
 pub type Place = u32;
 
-/// See the module's page. A connection is in it at most once, so the number of connections bounds it.
+/// See the module's page. A connection puts itself in once until it had its turn, so connections bound it, with those that
+/// have ended since: a place of theirs is passed over, or is an early turn for the next who has it.
 #[derive(Default)]
 pub struct ReadyList {
     places: RefCell<VecDeque<Place>>,

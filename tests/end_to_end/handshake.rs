@@ -124,7 +124,7 @@ fn what_is_a_handshake_is_taken() {
         ("as it should be", good()),
         ("Connection as browsers send it", good().set("Connection", "keep-alive, Upgrade")),
         ("in other cases", good().set("Upgrade", "WebSocket").set("Connection", "upgrade")),
-        ("with an Origin", good().with("Origin", "https://example.com")),
+        ("from a page of its own", good().with("Origin", "https://localhost")),
         (
             "with compression offered",
             good().with("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits"),
@@ -145,6 +145,63 @@ fn what_is_a_handshake_is_taken() {
             assert_eq!(peer.close_code(), Some(1002));
         }
     }
+}
+
+#[test]
+fn pages_from_elsewhere_are_refused() {
+    // (server.origins, server.origin_required, Origin headers, whether they may connect)
+    let rows: [(&str, bool, &[&str], bool); 15] = [
+        ("same", false, &[], true),
+        ("same", false, &["http://localhost"], true),
+        ("same", false, &["https://evil.example"], false),
+        ("same", false, &["null"], false),
+        ("same", false, &["http://localhost", "http://localhost"], false),
+        ("same", true, &[], false),
+        ("https://good.example", false, &["https://good.example"], true),
+        ("https://good.example", false, &["https://good.example.evil.example"], false),
+        ("https://good.example", false, &["https://good.example:8443"], false),
+        ("https://good.example", false, &["http://good.example"], false),
+        ("https://good.example", false, &["http://localhost"], false),
+        ("https://good.example", false, &[], true),
+        ("https://good.example", true, &[], false),
+        ("*", true, &["https://any.example"], true),
+        ("*", false, &["\u{ff}"], false),
+    ];
+    for (origins, required, sent, taken) in rows {
+        let server = TestServer::start(|config| {
+            config.server.origins = origins.parse().unwrap();
+            config.server.origin_required = required;
+        });
+        for path in ["/ws", "/echo"] {
+            let handshake = sent.iter().fold(Handshake::new(path), |head, it| head.with("Origin", it));
+            let mut peer = Peer::connect(server.address);
+            peer.write(&handshake.bytes());
+            let response = peer.response();
+            let what = format!("{origins}, {required}, {sent:?}, {path}: {response:?}");
+            if taken {
+                assert_eq!(response.status, 101, "{what}");
+            } else {
+                assert_eq!((response.status, response.error_code().as_str()), (403, "origin"), "{what}");
+            }
+        }
+        let refused = if taken { 0.0 } else { 2.0 };
+        assert_eq!(server.metric("tidewire_handshakes_refused_total{reason=\"origin\"}"), refused);
+    }
+}
+
+#[test]
+fn pages_that_may_connect_may_read_answers() {
+    let read = |origins: &str, origin: &str| {
+        let server = TestServer::start(|config| config.server.origins = origins.parse().unwrap());
+        let mut peer = Peer::connect(server.address);
+        peer.write(format!("GET /healthz HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\n\r\n").as_bytes());
+        let response = peer.response();
+        assert_eq!(response.status, 200, "who asks changes nothing about the page");
+        response.header("access-control-allow-origin").map(ToOwned::to_owned)
+    };
+    assert_eq!(read("same", "https://good.example"), None);
+    assert_eq!(read("https://good.example", "https://good.example").as_deref(), Some("https://good.example"));
+    assert_eq!(read("https://good.example", "https://evil.example"), None);
 }
 
 #[test]

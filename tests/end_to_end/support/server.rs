@@ -141,6 +141,14 @@ impl Process {
         assert!(status.success(), "kill -s {name} {id}");
     }
 
+    /// Leaves it so many file descriptors, those that it has included.
+    pub(crate) fn limit_descriptors(&self, most: usize) {
+        let id = self.child.id().to_string();
+        let status =
+            Command::new("prlimit").args(["--pid", &id, &format!("--nofile={most}")]).status().unwrap();
+        assert!(status.success(), "prlimit --pid {id}");
+    }
+
     /// Open file descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
