@@ -30,8 +30,8 @@ while (($#)); do
     --scenarios) arguments+=(--scenarios "${2:?"--scenarios needs names"}") && shift 2 ;;
     --check)
       cargo fmt --manifest-path "$crate/Cargo.toml" --check
-      cargo clippy --manifest-path "$crate/Cargo.toml" --target-dir "$built" --release --all-targets --locked --quiet -- -D warnings
-      cargo test --manifest-path "$crate/Cargo.toml" --target-dir "$built" --release --locked --quiet
+      cargo clippy --manifest-path "$crate/Cargo.toml" --target-dir "$built" --all-targets --locked --quiet -- -D warnings
+      cargo test --manifest-path "$crate/Cargo.toml" --target-dir "$built" --locked --quiet
       exit
       ;;
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
@@ -147,7 +147,7 @@ add_fastapi() {
   fi
   version=$("$venv/bin/python" -c '
 import importlib.metadata as m
-print(", ".join(f"{name} {m.version(name)}" for name in ("fastapi", "uvicorn", "uvloop", "websockets")))')
+print(", ".join(f"{name} {m.version(name)}" for name in ("fastapi", "uvicorn", "uvloop", "httptools", "websockets")))')
   add fastapi raw "$version" "a list of connections, one await for each: no sequence, no gaps" \
     "" "$venv/bin/python" "$PWD/$crate/fastapi/main.py"
 }

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 source scripts/lib.sh
 
-steps=(format clippy tests benches docs deny msrv fuzz release instructions conformance endpoints load)
+steps=(format clippy tests benches docs peers deny msrv fuzz release instructions conformance endpoints load)
 
 # Versions of the tools that are built here, so that the same commit gives the same verdict next year.
 cargo_deny=0.20.2
@@ -109,6 +109,11 @@ step_benches() {
 
 step_docs() {
   RUSTDOCFLAGS=-Dwarnings cargo doc --no-deps --workspace --document-private-items --locked --quiet
+}
+
+# The servers that Tidewire is measured beside: a workspace of their own, with their own lock.
+step_peers() {
+  scripts/peers.sh --check
 }
 
 step_deny() {

@@ -39,7 +39,7 @@ pub(crate) fn run(
     on_progress: OnProgress<'_>,
 ) -> Result<Outcome, String> {
     let subprotocol = target.dialect.subprotocol();
-    let endpoint = target.dialect.endpoint_to_subscribe(&target.endpoint);
+    let endpoint = target.dialect.endpoint_to_open(&target.endpoint);
     let failed = |error: std::io::Error| format!("the generator failed: {error}");
     let mut poll = Poll::new().map_err(failed)?;
     let times = Times::new(scenario, start_ns);

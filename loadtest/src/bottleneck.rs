@@ -6,6 +6,10 @@ use crate::result::{Bottleneck, PhaseResult, Side};
 /// Share of a CPU from which a thread, or a set of CPUs, counts as full.
 const FULL: f64 = 0.9;
 
+/// Share of its CPUs that a side that is not full may have waited for. Two threads of one side that share a CPU wait a little,
+/// too.
+const STARVED: f64 = 0.25;
+
 /// Share of the latency, both at p99, from which the lateness of the generator's own schedule makes the figures its own.
 const LATE_SHARE: f64 = 0.25;
 
@@ -48,6 +52,16 @@ impl Evidence {
     /// Weighs it.
     pub(crate) fn weigh(&self) -> Bottleneck {
         let full = |load: Option<Load>, cpus: usize| load.is_some_and(|load| load.cpus >= FULL * cpus as f64);
+        // With what it was kept waiting for it would have been full: others had its CPU.
+        let starved = |load: Option<Load>, cpus: usize| {
+            load.is_some_and(|load| {
+                let all = cpus as f64;
+                load.cpus < FULL * all
+                    && load.waiting > STARVED * all
+                    && load.cpus + load.waiting >= FULL * all
+            })
+        };
+        let robbed = starved(self.server, self.server_cpus) || starved(self.client, self.client_cpus);
         let server = full(self.server, self.server_cpus);
         // One full thread is enough: the subscribers of a thread cannot move to another.
         let thread = self.client.is_some_and(|load| load.busiest >= FULL);
@@ -59,15 +73,17 @@ impl Evidence {
             (true, false) if late => Bottleneck::Both,
             (true, false) => Bottleneck::Server,
             (false, true) => Bottleneck::Generator,
-            (false, false) if self.idle.is_some_and(|idle| idle < 1.0 - FULL) => Bottleneck::Machine,
+            (false, false) if robbed || self.idle.is_some_and(|idle| idle < 1.0 - FULL) => {
+                Bottleneck::Machine
+            }
             (false, false) if late => Bottleneck::Generator,
             (false, false) => Bottleneck::Neither,
         }
     }
 }
 
-/// Weighs the evidence of a result that was put together from parts.
-pub(crate) fn weigh_again(phase: &PhaseResult, server_cpus: usize) -> Bottleneck {
+/// Weighs the evidence of a result again, after some of it has changed.
+pub(crate) fn weigh_again(phase: &PhaseResult, server_cpus: usize, client_cpus: usize) -> Bottleneck {
     let load = |side: Side| {
         Some(Load { cpus: side.cpus?, busiest: side.busiest_thread?, waiting: side.waiting.unwrap_or(0.0) })
     };
@@ -75,7 +91,7 @@ pub(crate) fn weigh_again(phase: &PhaseResult, server_cpus: usize) -> Bottleneck
         server: load(phase.server),
         server_cpus,
         client: load(phase.client),
-        client_cpus: crate::proc::allowed_cpus(),
+        client_cpus,
         lateness_p99_ns: phase.lateness.p99,
         latency_p99_ns: phase.latency.p99,
         idle: phase.machine_idle,
@@ -99,6 +115,7 @@ mod tests {
             latency_p99_ns: 12_000_000,
             idle: Some(idle),
         };
+        let waiting = |cpus: f64, waiting: f64| Some(Load { waiting, ..load(cpus, cpus) });
         let cases = [
             (evidence(0.2, 0.3, 50, 0.7), Bottleneck::Neither),
             (evidence(0.95, 0.3, 50, 0.3), Bottleneck::Server),
@@ -110,6 +127,9 @@ mod tests {
             (Evidence { latency_p99_ns: 2_000_000, ..evidence(0.2, 0.3, 600, 0.7) }, Bottleneck::Generator),
             (Evidence { latency_p99_ns: 200_000, ..evidence(0.2, 0.3, 400, 0.7) }, Bottleneck::Neither),
             (evidence(0.4, 0.4, 50, 0.01), Bottleneck::Machine),
+            (Evidence { server: waiting(0.6, 0.4), ..evidence(0.0, 0.3, 50, 0.4) }, Bottleneck::Machine),
+            (Evidence { server: waiting(0.6, 0.2), ..evidence(0.0, 0.3, 50, 0.4) }, Bottleneck::Neither),
+            (Evidence { server: waiting(0.2, 0.4), ..evidence(0.0, 0.3, 50, 0.4) }, Bottleneck::Neither),
             (Evidence { client_cpus: 1, ..evidence(0.4, 0.91, 50, 0.3) }, Bottleneck::Generator),
             (Evidence { server: None, ..evidence(0.0, 0.2, 50, 0.5) }, Bottleneck::Neither),
         ];

@@ -58,6 +58,8 @@ pub(crate) enum Verdict {
     OneRepetition,
     /// The generator was the limit.
     Generator,
+    /// The machine was full, and neither side by itself.
+    Machine,
 }
 
 /// One line of the comparison.
@@ -235,6 +237,7 @@ fn verdict(old: &Figure, new: &Figure, noise: Noise, threshold: f64) -> Verdict 
     match old.kind.better {
         Better::Neutral => Verdict::Neutral,
         _ if old.is_generators() || new.is_generators() => Verdict::Generator,
+        _ if old.is_machines() || new.is_machines() => Verdict::Machine,
         _ if a == b && old.spread() == 0.0 && new.spread() == 0.0 => Verdict::Same,
         _ if old.values.len() < 2 || new.values.len() < 2 => Verdict::OneRepetition,
         better if is_beyond && noise.is_apart => {

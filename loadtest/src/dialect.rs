@@ -57,9 +57,9 @@ impl Dialect {
         }
     }
 
-    /// Where a subscriber connects.
-    pub(crate) fn endpoint_to_subscribe(self, endpoint: &Endpoint) -> Endpoint {
-        if self == Self::Raw { endpoint.with_path("/sub") } else { endpoint.clone() }
+    /// Where a connection is opened that only opens: it subscribes to nothing.
+    pub(crate) fn endpoint_to_open(self, endpoint: &Endpoint) -> Endpoint {
+        if self == Self::Raw { endpoint.with_path("/pub") } else { endpoint.clone() }
     }
 
     /// Connects and says what comes before the role is known.

@@ -38,6 +38,8 @@ pub(crate) struct Value {
     pub value: f64,
     /// Whether the generator was the limit, so that it says little about the server.
     pub is_generators: bool,
+    /// Whether the machine was full though neither side was: what else ran there is in it.
+    pub is_machines: bool,
 }
 
 /// A figure with all its values.
@@ -80,6 +82,11 @@ impl Figure {
         self.values.iter().any(|it| it.is_generators)
     }
 
+    /// Whether the machine was the limit in any repetition.
+    pub(crate) fn is_machines(&self) -> bool {
+        self.values.iter().any(|it| it.is_machines)
+    }
+
     /// What tells this figure from others of its result.
     pub(crate) fn id(&self) -> (&'static str, Option<&str>, Option<&str>) {
         (self.kind.key, self.phase.as_deref(), self.behaviour.as_deref())
@@ -112,17 +119,18 @@ pub(crate) fn figures(result: &ScenarioResult) -> Vec<Figure> {
     // Phases first in the order of the first repetition; a later one that has more of them adds them at the end.
     for repetition in &result.repetitions {
         for phase in &repetition.phases {
-            let is_generators = is_generators(phase);
+            let (is_generators, is_machines) = (is_generators(phase), is_machines(phase));
             of_phase(phase, &mut |kind, behaviour, value| {
-                let value = Value { value, is_generators };
+                let value = Value { value, is_generators, is_machines };
                 add(&mut found, kind, Some(&phase.label), behaviour, value);
             });
         }
     }
     for repetition in &result.repetitions {
         let is_generators = repetition.phases.iter().any(is_generators);
+        let is_machines = repetition.phases.iter().any(is_machines);
         of_repetition(repetition, &mut |kind, value| {
-            add(&mut found, kind, None, None, Value { value, is_generators });
+            add(&mut found, kind, None, None, Value { value, is_generators, is_machines });
         });
     }
     // Figures of one phase stand together, whichever repetition had them first.
@@ -135,9 +143,31 @@ pub(crate) fn figures(result: &ScenarioResult) -> Vec<Figure> {
     found
 }
 
+/// A figure of a phase, or of the whole scenario.
+pub(crate) fn figure(result: &ScenarioResult, phase: usize, key: &str) -> Option<Figure> {
+    let label = result.scenario.label(phase);
+    let of_phase = |it: Option<&str>| it.is_none_or(|it| it == label);
+    figures(result).into_iter().find(|it| it.kind.key == key && of_phase(it.phase.as_deref()))
+}
+
+/// A server that delivered less of what was asked for has dropped out: its other figures are of something else.
+pub(crate) const KEPT_UP: f64 = 0.99;
+
+/// What arrived by what was asked for, in an open loop.
+pub(crate) fn delivered_share(result: &ScenarioResult, phase: usize) -> Option<f64> {
+    let samples = f64::from(result.scenario.samples_per_message) * result.scenario.healthy() as f64;
+    let asked = result.scenario.messages_per_s(phase).filter(|&asked| asked > 0.0)? * samples;
+    Some(figure(result, phase, "deliveries_per_s")?.median() / asked)
+}
+
 /// Whether a phase says more about the generator than about the server.
 pub(crate) fn is_generators(phase: &PhaseResult) -> bool {
     matches!(phase.bottleneck, Bottleneck::Generator | Bottleneck::Both)
+}
+
+/// Whether the machine was the limit of a phase.
+pub(crate) fn is_machines(phase: &PhaseResult) -> bool {
+    phase.bottleneck == Bottleneck::Machine
 }
 
 fn add(found: &mut Vec<Figure>, kind: Kind, phase: Option<&str>, behaviour: Option<&str>, value: Value) {

@@ -111,7 +111,7 @@ impl Finished {
             let mut ages = BTreeMap::new();
             let mut age_of: BTreeMap<String, Vec<AgeSecond>> = BTreeMap::new();
             for interval in of_phase() {
-                if let Some(others) = interval.others {
+                if let Some(others) = interval.others.filter(|_| !interval.latency.is_empty()) {
                     // Same bounds, so adding cannot fail.
                     let _ = ages.entry(others.to_owned()).or_insert_with(histogram).add(&interval.latency);
                     age_of.entry(others.to_owned()).or_default().push(AgeSecond {
@@ -182,13 +182,14 @@ fn series(
     let pairs = snapshots.iter().zip(snapshots.iter().skip(1));
     pairs
         .map(|(before, now)| {
-            let latency = sum(by_end.get(&now.due_ns).into_iter().flatten().copied());
+            let ended = || by_end.get(&now.due_ns).into_iter().flatten().copied();
+            let (latency, arrived) = (sum(ended()), ended().map(|it| it.arrived).sum::<u64>());
             let seconds = (now.due_ns - before.due_ns).max(1) as f64 / 1e9;
             let used = now.since(before);
             let second = Second {
                 at_s: now.due_ns.saturating_sub(start_ns) as f64 / 1e9,
                 messages_per_s: (now.messages - before.messages) as f64 / seconds,
-                deliveries_per_s: latency.len() as f64 / seconds,
+                deliveries_per_s: arrived as f64 / seconds,
                 p50_ns: latency.value_at_quantile(0.5),
                 p99_ns: latency.value_at_quantile(0.99),
                 max_ns: latency.max(),

@@ -70,7 +70,7 @@ mod tests {
             let mut latency = histogram();
             latency.record_n(latency_ns, 1_000).unwrap();
             let (from_ns, to_ns) = (from_s * 1_000_000_000, (from_s + 1) * 1_000_000_000);
-            Interval { others, window, from_ns, to_ns, latency }
+            Interval { others, window, from_ns, to_ns, arrived: latency.len(), latency }
         };
         let outcome =
             |intervals| Outcome { scenario: named("slow_reader").unwrap(), intervals, ..Outcome::default() };

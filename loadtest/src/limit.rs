@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::args::LimitArgs;
 use crate::clock::Clock;
+use crate::figures::{is_generators, is_machines};
 use crate::proc;
-use crate::result::{Bottleneck, Repetition, ScenarioResult};
+use crate::result::{PhaseResult, Repetition, ScenarioResult};
 use crate::run::Progress;
 use crate::scenario::{Kind, Load, Scenario};
 use crate::session::{self, Bar};
@@ -66,8 +67,8 @@ enum Verdict {
     Passes,
     /// Why not.
     Fails(String),
-    /// The figures are the generator's, not the server's.
-    Generator,
+    /// What else was the limit: the figures say little about the server.
+    NotTheServer(&'static str),
 }
 
 fn judge(repetition: &Repetition, args: &LimitArgs) -> Verdict {
@@ -79,9 +80,12 @@ fn judge(repetition: &Repetition, args: &LimitArgs) -> Verdict {
     if broken.is_empty() && ended.is_none() && short.is_none() {
         return Verdict::Passes;
     }
-    let generators = |phase: &crate::result::PhaseResult| phase.bottleneck == Bottleneck::Generator;
-    if repetition.phases.iter().any(generators) {
-        return Verdict::Generator;
+    let limit = |limit: fn(&PhaseResult) -> bool| repetition.phases.iter().any(limit);
+    if limit(is_generators) {
+        return Verdict::NotTheServer("the generator was the bottleneck");
+    }
+    if limit(is_machines) {
+        return Verdict::NotTheServer("the machine was full");
     }
     let mut why: Vec<String> = broken.iter().map(|term| format!("not {term}")).collect();
     why.extend(ended.map(|it| format!("a connection ended: {it}")));
@@ -118,20 +122,23 @@ pub(crate) fn find(args: &LimitArgs) -> Result<bool, String> {
     let mut is_lower_bound = false;
     loop {
         let (_, verdict) = run.step(search.next, args.step_duration, "step")?;
-        match verdict {
-            Verdict::Generator => {
-                is_lower_bound = true;
-                break;
-            }
-            verdict => {
-                if !search.tell(verdict == Verdict::Passes, args.precision) {
-                    break;
-                }
-            }
+        let is_bound = matches!(verdict, Verdict::NotTheServer(_));
+        is_lower_bound |= is_bound;
+        if is_bound && search.passed.is_some() {
+            // Higher rates say nothing about the server.
+            break;
+        }
+        if !search.tell(verdict == Verdict::Passes, args.precision) {
+            break;
         }
     }
     let Some(mut rate) = search.passed else {
-        println!("no rate meets it");
+        let bound = if is_lower_bound {
+            ", and in some step something else than the server was the limit"
+        } else {
+            ""
+        };
+        println!("no rate meets it{bound}");
         return Ok(false);
     };
     if search.failed.is_none() {
@@ -144,7 +151,9 @@ pub(crate) fn find(args: &LimitArgs) -> Result<bool, String> {
             let samples = rate.saturating_mul(u64::from(scenario.samples_per_message));
             println!("limit: {at_least}{rate} messages/s, {samples} samples/s in, with {}", args.slo);
             if is_lower_bound {
-                println!("(above it the generator is the bottleneck, or --max-rate ends the search)");
+                println!(
+                    "(above it something else than the server is the limit, or --max-rate ends the search)"
+                );
             }
             let mut file = session::new_file();
             file.results.push(result);
@@ -192,7 +201,7 @@ impl Run<'_> {
             match &verdict {
                 Verdict::Passes => "meets it".to_owned(),
                 Verdict::Fails(why) => why.clone(),
-                Verdict::Generator => "the generator was the bottleneck".to_owned(),
+                Verdict::NotTheServer(limit) => (*limit).to_owned(),
             }
         );
         Ok((ScenarioResult { subject, scenario, repetitions: vec![once] }, verdict))

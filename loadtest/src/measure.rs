@@ -73,7 +73,9 @@ pub(crate) struct Interval {
     pub from_ns: u64,
     /// Its end.
     pub to_ns: u64,
-    /// Schedule to arrival.
+    /// Samples that arrived in it.
+    pub arrived: u64,
+    /// Schedule to arrival, of those that were recorded.
     pub latency: Histogram<u64>,
 }
 
@@ -87,6 +89,8 @@ pub(crate) struct Recorder {
     arrived: Vec<u64>,
     /// One for each window: latencies since `interval_from_ns`.
     open: Vec<Histogram<u64>>,
+    /// And the samples that arrived since then.
+    arrived_since: Vec<u64>,
     interval_from_ns: u64,
     /// When intervals end; those from `next_boundary` on are still to come.
     boundaries: Vec<u64>,
@@ -113,6 +117,7 @@ impl Recorder {
             windows: windows.to_vec(),
             arrived: vec![0; windows.len()],
             open: windows.iter().map(|_| histogram()).collect(),
+            arrived_since: vec![0; windows.len()],
             interval_from_ns: now_ns,
             boundaries,
             next_boundary: 0,
@@ -138,6 +143,7 @@ impl Recorder {
     pub(crate) fn count(&mut self, samples: u64) {
         if let Some(window) = window_of(&self.windows, self.arrival_ns) {
             self.arrived[window] += samples;
+            self.arrived_since[window] += samples;
         }
     }
 
@@ -197,10 +203,14 @@ impl Recorder {
     }
 
     fn close_interval(&mut self, now_ns: u64) {
-        for (window, open) in self.open.iter_mut().enumerate().filter(|(_, open)| !open.is_empty()) {
+        for (window, (open, arrived)) in self.open.iter_mut().zip(&mut self.arrived_since).enumerate() {
+            let arrived = std::mem::take(arrived);
+            if open.is_empty() && arrived == 0 {
+                continue;
+            }
             let latency = std::mem::replace(open, histogram());
             let (others, from_ns) = (self.others, self.interval_from_ns);
-            let interval = Interval { others, window, from_ns, to_ns: now_ns, latency };
+            let interval = Interval { others, window, from_ns, to_ns: now_ns, arrived, latency };
             // Fails when the receiver is gone: then the run was given up and nobody reads it.
             let _ = self.intervals.send(interval);
         }

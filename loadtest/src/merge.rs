@@ -190,7 +190,7 @@ fn merge_phases(parts: &[&PhaseResult], server_cpus: usize) -> Result<PhaseResul
         machine_steal: first.machine_steal,
         bottleneck: first.bottleneck,
     };
-    phase.bottleneck = bottleneck::weigh_again(&phase, server_cpus);
+    phase.bottleneck = bottleneck::weigh_again(&phase, server_cpus, crate::proc::allowed_cpus());
     Ok(phase)
 }
 

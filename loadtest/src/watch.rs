@@ -169,7 +169,7 @@ impl Watch<'_> {
     fn keep(&mut self, interval: Interval) {
         if interval.others.is_none() {
             let seconds = interval.to_ns.saturating_sub(interval.from_ns).max(1) as f64 / 1e9;
-            self.live.deliveries_per_s = interval.latency.len() as f64 / seconds;
+            self.live.deliveries_per_s = interval.arrived as f64 / seconds;
             // Same bounds, so adding cannot fail.
             let _ = self.so_far.add(&interval.latency);
             self.live.p99_ns = self.so_far.value_at_quantile(0.99);

@@ -57,9 +57,11 @@ fn more_is_better_for_some_figures() {
 }
 
 #[test]
-fn the_limit_of_the_generator_is_no_verdict_but_a_loss_is() {
+fn a_limit_other_than_the_server_is_no_verdict_but_a_loss_is() {
     let before = run(&[100, 101, 102]);
     let mut after = run(&[200, 201, 202]);
+    after.results[0].repetitions[1].phases[0].bottleneck = Bottleneck::Machine;
+    assert_eq!(line(&compare(&before, &after, 0.05), "p99_ns").verdict, Verdict::Machine);
     after.results[0].repetitions[1].phases[0].bottleneck = Bottleneck::Generator;
     let comparison = compare(&before, &after, 0.05);
     assert_eq!(line(&comparison, "p99_ns").verdict, Verdict::Generator);

@@ -98,7 +98,7 @@ fn conclusion(comparison: &Comparison, threshold: f64) -> String {
         threshold * 100.0
     )
     .replace(".000%", "%");
-    for verdict in [Verdict::OneRepetition, Verdict::Generator] {
+    for verdict in [Verdict::OneRepetition, Verdict::Generator, Verdict::Machine] {
         match count(verdict) {
             0 => {}
             some => {
@@ -134,6 +134,7 @@ impl Verdict {
             Self::Neutral => "",
             Self::OneRepetition => "no verdict: one repetition",
             Self::Generator => "no verdict: generator",
+            Self::Machine => "no verdict: machine",
         }
     }
 
@@ -142,7 +143,7 @@ impl Verdict {
         match self {
             Self::Better => "best",
             Self::Worse => "bad",
-            Self::Same | Self::Neutral | Self::OneRepetition | Self::Generator => "",
+            Self::Same | Self::Neutral | Self::OneRepetition | Self::Generator | Self::Machine => "",
         }
     }
 }

@@ -3,9 +3,8 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::figures;
+use crate::figures::{Figure, KEPT_UP, Value, delivered_share, figure as measured};
 use crate::result::{RunFile, ScenarioResult};
-use crate::units::Unit;
 
 use super::plan::{
     ACCEPT, FANIN_1, FANIN_32, FRESHNESS, IDLE, LATENCY, LIGHT, LIMIT, LIMIT_PER_MESSAGE, OVERLOAD,
@@ -94,7 +93,48 @@ pub(crate) struct Row {
     ours: String,
     against: String,
     ratio: String,
-    met: bool,
+    met: Met,
+}
+
+/// Whether a target is met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    Yes,
+    No,
+    /// One of the two figures is no more than a bound, because something other than the server was the limit.
+    Open(&'static str),
+}
+
+impl Met {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No => "NO",
+            Self::Open(limit) => limit,
+        }
+    }
+
+    /// What was held back can only be better than it looks. So ours that meets the target does so, and ours that misses it
+    /// beside a measure that was held back misses it.
+    fn of(is_met: bool, ours: Option<&'static str>, measure: Option<&'static str>) -> Self {
+        match (is_met, if is_met { measure } else { ours }) {
+            (_, Some(limit)) => Self::Open(limit),
+            (true, None) => Self::Yes,
+            (false, None) => Self::No,
+        }
+    }
+}
+
+/// What else than the server was the limit in half of the repetitions of a figure or more, and so of its median.
+fn limit_of(figure: &Figure) -> Option<&'static str> {
+    let is_mostly = |limit: fn(&Value) -> bool| {
+        2 * figure.values.iter().filter(|value| limit(value)).count() >= figure.values.len()
+    };
+    match (is_mostly(|it| it.is_generators), is_mostly(|it| it.is_machines)) {
+        (true, _) => Some("no verdict: generator"),
+        (false, true) => Some("no verdict: machine"),
+        (false, false) => None,
+    }
 }
 
 /// The targets of which there are figures.
@@ -117,27 +157,23 @@ fn row(check: &Check, file: &RunFile) -> Option<Row> {
         }
         _ => TIDEWIRE,
     };
-    let (ours, unit) = measured(find(file, own, scenario)?, phase, figure)?;
-    let of = |name: &str| value(find(file, name, scenario)?, phase, figure);
-    let (what, measure) = match check.against {
-        Against::Fixed => (String::new(), 1.0),
-        Against::Limit => (format!("limit {}", unit.show(of(LIMIT)?)), of(LIMIT)?),
-        Against::BestPeer => {
-            let (name, value) = best_peer(file, check)?;
-            (format!("{name} {}", unit.show(value)), value)
-        }
-        Against::OwnSaturated => {
-            let value = value(find(file, own, SATURATED)?, 0, figure)?;
-            (format!("saturated {}", unit.show(value)), value)
-        }
-        Against::OwnFirstPhase => {
-            let value = value(find(file, own, scenario)?, 0, figure)?;
-            (format!("before {}", unit.show(value)), value)
-        }
+    let own_figure = measured(find(file, own, scenario)?, phase, figure)?;
+    let (ours, unit) = (own_figure.median(), own_figure.kind.unit);
+    let beside = match check.against {
+        Against::Fixed => None,
+        Against::Limit => Some((LIMIT, measured(find(file, LIMIT, scenario)?, phase, figure)?)),
+        Against::BestPeer => Some(best_peer(file, check)?),
+        Against::OwnSaturated => Some(("saturated", measured(find(file, own, SATURATED)?, 0, figure)?)),
+        Against::OwnFirstPhase => Some(("before", measured(find(file, own, scenario)?, 0, figure)?)),
     };
+    let measure = beside.as_ref().map_or(1.0, |(_, figure)| figure.median());
     let bound = factor * measure;
+    let is_met = if at_least { ours >= bound } else { ours <= bound };
+    let without_window = match scenario {
+        LIGHT => find(file, TIDEWIRE_AT_ONCE, LIGHT).and_then(|result| value(result, phase, figure)),
+        _ => None,
+    };
     let word = if at_least { "at least" } else { "at most" };
-    let is_fixed = matches!(check.against, Against::Fixed);
     let by = match check.against {
         Against::Fixed => unit.show(factor),
         Against::Limit => format!("{factor} x the limit"),
@@ -148,36 +184,29 @@ fn row(check: &Check, file: &RunFile) -> Option<Row> {
     Some(Row {
         what: check.what.to_owned(),
         target: format!("{word} {by}"),
-        ours: match own {
-            TIDEWIRE_AT_ONCE => format!("{} (0 ms)", unit.show(ours)),
-            _ => unit.show(ours),
+        ours: match (own, without_window) {
+            (TIDEWIRE_AT_ONCE, _) => format!("{} (0 ms)", unit.show(ours)),
+            (_, Some(without)) => format!("{} (0 ms: {})", unit.show(ours), unit.show(without)),
+            (_, None) => unit.show(ours),
         },
-        against: what,
-        ratio: if is_fixed { String::new() } else { format!("{:.2}", ours / measure) },
-        met: if at_least { ours >= bound } else { ours <= bound },
+        ratio: if beside.is_none() { String::new() } else { format!("{:.2}", ours / measure) },
+        met: Met::of(is_met, limit_of(&own_figure), beside.as_ref().and_then(|(_, figure)| limit_of(figure))),
+        against: beside
+            .map(|(name, figure)| format!("{name} {}", unit.show(figure.median())))
+            .unwrap_or_default(),
     })
 }
 
 /// The best of the others that kept up.
-fn best_peer<'a>(file: &'a RunFile, check: &Check) -> Option<(&'a str, f64)> {
+fn best_peer<'a>(file: &'a RunFile, check: &Check) -> Option<(&'a str, Figure)> {
     let peers = file.results.iter().filter(|it| {
         it.scenario.name == check.scenario
             && ![TIDEWIRE, TIDEWIRE_AT_ONCE, LIMIT, LIMIT_PER_MESSAGE].contains(&it.subject.name.as_str())
             && delivered_share(it, check.phase).is_none_or(|share| share >= KEPT_UP)
     });
-    let values =
-        peers.filter_map(|it| Some((it.subject.name.as_str(), value(it, check.phase, check.figure)?)));
-    values.reduce(|best, it| if (it.1 > best.1) == check.at_least { it } else { best })
-}
-
-/// A server that delivered less of what was asked for has dropped out: its other figures are of something else.
-const KEPT_UP: f64 = 0.99;
-
-/// What arrived by what was asked for, in an open loop.
-fn delivered_share(result: &ScenarioResult, phase: usize) -> Option<f64> {
-    let samples = f64::from(result.scenario.samples_per_message) * result.scenario.healthy() as f64;
-    let asked = result.scenario.messages_per_s(phase).filter(|&asked| asked > 0.0)? * samples;
-    Some(value(result, phase, DELIVERIES)? / asked)
+    let figures =
+        peers.filter_map(|it| Some((it.subject.name.as_str(), measured(it, check.phase, check.figure)?)));
+    figures.reduce(|best, it| if (it.1.median() > best.1.median()) == check.at_least { it } else { best })
 }
 
 /// Samples a second that one subscriber of the server could get where nothing held it back.
@@ -190,23 +219,15 @@ fn find<'a>(file: &'a RunFile, subject: &str, scenario: &str) -> Option<&'a Scen
     file.results.iter().find(|it| it.subject.name == subject && it.scenario.name == scenario)
 }
 
-/// The median over the repetitions that have it, and its unit.
-fn measured(result: &ScenarioResult, phase: usize, key: &str) -> Option<(f64, Unit)> {
-    let label = result.scenario.label(phase);
-    let of_phase = |it: Option<&str>| it.is_none_or(|it| it == label);
-    let all = figures(result);
-    let figure = all.iter().find(|it| it.kind.key == key && of_phase(it.phase.as_deref()))?;
-    Some((figure.median(), figure.kind.unit))
-}
-
 fn value(result: &ScenarioResult, phase: usize, key: &str) -> Option<f64> {
-    measured(result, phase, key).map(|(value, _)| value)
+    measured(result, phase, key).map(|figure| figure.median())
 }
 
 /// Columns of the second table.
-const COLUMNS: [(&str, &str, usize, &str); 12] = [
+const COLUMNS: [(&str, &str, usize, &str); 13] = [
     ("saturated", SATURATED, 0, DELIVERIES),
     ("CPU, 1x100", LIGHT, 0, CPU_PER_MILLION),
+    ("p99, 1x100", LIGHT, 0, P99),
     ("CPU, 1x1,000", WIDE, 0, CPU_PER_MILLION),
     ("p99, 1x1,000", WIDE, 0, P99),
     ("p50, 1x10", LATENCY, 0, P50),
@@ -233,8 +254,13 @@ fn servers(file: &RunFile) -> (Vec<String>, Vec<Vec<String>>) {
         // One that stops serving everybody is no better for it.
         match phases.filter_map(|it| delivered_share(result, it)).reduce(f64::min) {
             Some(share) if share < KEPT_UP => format!("gets {:.0}%", share * 100.0),
-            _ => measured(result, phase, figure)
-                .map_or_else(|| "-".to_owned(), |(value, unit)| unit.show(value)),
+            _ => measured(result, phase, figure).map_or_else(
+                || "-".to_owned(),
+                |figure| {
+                    let mark = if limit_of(&figure).is_some() { "*" } else { "" };
+                    format!("{}{mark}", figure.kind.unit.show(figure.median()))
+                },
+            ),
         }
     };
     let columns: Vec<_> = COLUMNS
@@ -256,8 +282,9 @@ fn target_table(rows: &[Row]) -> (Vec<String>, Vec<Vec<String>>) {
     let lines = rows
         .iter()
         .map(|row| {
-            let met = if row.met { "yes" } else { "NO" };
-            [&row.what, &row.target, &row.ours, &row.against, &row.ratio, met].map(ToOwned::to_owned).to_vec()
+            [&row.what, &row.target, &row.ours, &row.against, &row.ratio, row.met.words()]
+                .map(ToOwned::to_owned)
+                .to_vec()
         })
         .collect();
     (head, lines)
@@ -268,6 +295,7 @@ pub(crate) fn text(rows: &[Row], file: &RunFile) -> String {
     let mut text = aligned(target_table(rows));
     text.push('\n');
     text.push_str(&aligned(servers(file)));
+    let _ = writeln!(text, "{NOTE}");
     for skipped in &file.skipped {
         let why = skipped.why.lines().last().unwrap_or_default();
         // Writing to a String cannot fail.
@@ -278,8 +306,11 @@ pub(crate) fn text(rows: &[Row], file: &RunFile) -> String {
 
 /// Both tables as Markdown.
 pub(crate) fn markdown(rows: &[Row], file: &RunFile) -> String {
-    format!("{}\n{}", piped(target_table(rows)), piped(servers(file)))
+    format!("{}\n{}\n{NOTE}\n", piped(target_table(rows)), piped(servers(file)))
 }
+
+/// Below the tables.
+const NOTE: &str = "\\* the generator or the machine was the limit in half of the repetitions or more: the server may be better than this.";
 
 fn aligned((head, lines): (Vec<String>, Vec<Vec<String>>)) -> String {
     let mut widths: Vec<usize> = head.iter().map(|it| it.chars().count()).collect();
@@ -307,6 +338,7 @@ fn piped((head, lines): (Vec<String>, Vec<Vec<String>>)) -> String {
 mod tests {
     use super::*;
     use crate::report::sample::Sample;
+    use crate::result::Bottleneck;
     use crate::scenario::Load;
 
     /// Servers in one scenario of an open loop, each with deliveries by what was asked and a p99; in a closed one without a rate.
@@ -339,7 +371,23 @@ mod tests {
     }
 
     fn met(rows: &[Row]) -> Vec<(&str, bool)> {
-        rows.iter().map(|row| (row.ratio.as_str(), row.met)).collect()
+        rows.iter().map(|row| (row.ratio.as_str(), row.met == Met::Yes)).collect()
+    }
+
+    #[test]
+    fn what_was_held_back_is_a_bound() {
+        let servers = [("tidewire", 90.0, 1), ("limit", 100.0, 1), ("uws", 45.0, 1)];
+        let limited = |name: &str| {
+            let mut file = file(SATURATED, false, &servers);
+            let result = file.results.iter_mut().find(|it| it.subject.name == name).unwrap();
+            let phases = result.repetitions.iter_mut().map(|it| &mut it.phases[0]);
+            phases.for_each(|phase| phase.bottleneck = Bottleneck::Generator);
+            rows(&file).iter().map(|row| row.met).collect::<Vec<_>>()
+        };
+        let open = Met::Open("no verdict: generator");
+        assert_eq!(limited("limit"), [open, Met::No], "it may be more than that");
+        assert_eq!(limited("tidewire"), [Met::Yes, open], "it may be more than that, and is enough");
+        assert_eq!(limited("uws"), [Met::Yes, Met::No], "more of it changes nothing");
     }
 
     #[test]
@@ -363,7 +411,8 @@ mod tests {
         let text = text(&rows, &latency);
         assert!(text.contains("gets 50%") && text.contains("NO"), "{text}");
         let markdown = markdown(&rows, &latency);
-        assert!(markdown.lines().all(|line| line.is_empty() || line.starts_with("| ")), "{markdown}");
+        let is_fine = |line: &str| line.is_empty() || line.starts_with("| ") || line == NOTE;
+        assert!(markdown.lines().all(is_fine), "{markdown}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Several servers side by side: one table over all scenarios, who is ahead where, and bars. Says where a peer is ahead, too.
 
-use crate::figures::{Better, Figure, figures};
+use crate::figures::{Better, Figure, KEPT_UP, delivered_share, figures};
+use crate::result::ScenarioResult;
 use crate::units::Unit;
 
 use super::html::{Cell, Html, table};
@@ -40,6 +41,8 @@ struct Row {
     is_saturated: bool,
     /// By server.
     values: Vec<Option<Figure>>,
+    /// Servers that delivered too little of what was asked for: no measure for others.
+    dropped_out: Vec<bool>,
 }
 
 impl Row {
@@ -49,8 +52,9 @@ impl Row {
 
     /// The best of those for which the test holds.
     fn best(&self, of: impl Fn(usize) -> bool) -> Option<(usize, f64)> {
-        let values =
-            (0..self.values.len()).filter(|it| of(*it)).filter_map(|it| Some((it, self.median(it)?)));
+        let values = (0..self.values.len())
+            .filter(|it| of(*it) && !self.dropped_out[*it])
+            .filter_map(|it| Some((it, self.median(it)?)));
         values.reduce(|best, it| if self.is_better(it.1, best.1) { it } else { best })
     }
 
@@ -74,7 +78,9 @@ pub(crate) fn section(html: &mut Html, groups: &[Group<'_>]) {
         let rows_of_cells: Vec<Vec<Cell>> = rows.iter().map(|row| cells(row, &servers, reference)).collect();
         let measure = reference.map(|it| format!("; × is the ratio to {}", servers[it])).unwrap_or_default();
         let caption = format!(
-            "Best in bold{measure}. An asterisk: the generator was the limit, so the server may be better than this."
+            "Best in bold{measure}. An asterisk: the generator was the limit, so the server may be better than this. \
+             Struck out: less than {:.0} % of what was asked for arrived, so the server has dropped out.",
+            KEPT_UP * 100.0
         );
         table(html, &caption, &head, &rows_of_cells);
         html.element("div", &[("class", &"plots")], |html| bars(html, &rows, &servers));
@@ -95,6 +101,7 @@ fn rows(groups: &[Group<'_>], servers: usize) -> Vec<Row> {
                 let phases = run.result.repetitions.iter().flat_map(|it| &it.phases);
                 let mut phases = phases.filter(|it| Some(it.label.as_str()) == phase.as_deref());
                 let is_saturated = phases.next().is_some_and(|it| it.asked_messages_per_s.is_none());
+                let has_dropped_out = drops_out(run.result, phase.as_deref());
                 let place = rows[from..].iter().position(|it| it.figure.id() == figure.id());
                 let place = place.map_or_else(
                     || {
@@ -103,13 +110,22 @@ fn rows(groups: &[Group<'_>], servers: usize) -> Vec<Row> {
                             figure: figure.clone(),
                             is_saturated,
                             values: vec![None; servers],
+                            dropped_out: vec![false; servers],
                         });
                         rows.len() - 1
                     },
                     |place| from + place,
                 );
                 rows[place].values[run.look] = Some(figure);
+                rows[place].dropped_out[run.look] = has_dropped_out;
             }
+        }
+    }
+    for row in &mut rows {
+        // Where nobody keeps up, the rate is meant to be too high.
+        let measured = row.values.iter().zip(&row.dropped_out).filter(|(value, _)| value.is_some());
+        if measured.map(|(_, out)| out).all(|out| *out) {
+            row.dropped_out.fill(false);
         }
     }
     rows.retain(|row| {
@@ -120,6 +136,13 @@ fn rows(groups: &[Group<'_>], servers: usize) -> Vec<Row> {
         row.values.iter().flatten().count() > 1 && !is_empty && !says_nothing
     });
     rows
+}
+
+/// Whether the server delivered too little of what was asked for, in the phase or, for a figure of the whole scenario, in any.
+fn drops_out(result: &ScenarioResult, label: Option<&str>) -> bool {
+    let phases = 0..result.scenario.phases.len().max(1);
+    let mut of_figure = phases.filter(|it| label.is_none_or(|label| result.scenario.label(*it) == label));
+    of_figure.any(|it| delivered_share(result, it).is_some_and(|share| share < KEPT_UP))
 }
 
 fn all_alike(row: &Row) -> bool {
@@ -149,7 +172,11 @@ fn cells(row: &Row, servers: &[String], reference: Option<usize>) -> Vec<Cell> {
         cells.push(Cell {
             text: format!("{}{asterisk}", figure.kind.unit.show(value)),
             small: ratio.map(|it| format!("{} ×", crate::units::digits(value / it))).unwrap_or_default(),
-            class: if Some(value) == best && !is_limit(name) { "best" } else { "" },
+            class: match row.dropped_out[server] {
+                true => "out",
+                false if Some(value) == best && !is_limit(name) => "best",
+                false => "",
+            },
         });
     }
     cells
@@ -170,6 +197,7 @@ fn sentences(rows: &[Row], servers: &[String]) -> Vec<String> {
         } else if row.is_better(theirs, ours) {
             let others = (0..servers.len()).filter(|it| is_peer(*it) && *it != peer);
             let others: Vec<&str> = others
+                .filter(|it| !row.dropped_out[*it])
                 .filter(|it| row.median(*it).is_some_and(|value| row.is_better(value, ours)))
                 .map(|it| servers[it].as_str())
                 .collect();
@@ -218,7 +246,7 @@ fn bars(html: &mut Html, rows: &[Row], servers: &[String]) {
         };
         let mut values: Vec<(String, usize, f64)> = Vec::new();
         for (server, name) in servers.iter().enumerate() {
-            if let Some(value) = row.median(server).filter(|it| *it > 0.0) {
+            if let Some(value) = row.median(server).filter(|it| *it > 0.0 && !row.dropped_out[server]) {
                 values.push((name.clone(), server, value));
             }
         }
