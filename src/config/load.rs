@@ -576,6 +576,7 @@ mod tests {
                     "listen" => "[::1]:1",
                     "log_format" => LogFormat::Json.label(),
                     "log_filter" => "warn,tidewire::hub=debug",
+                    "origins" => "https://a.example,http://b.example:81",
                     name => panic!("{name} needs another value for this test"),
                 };
                 return (format!("\"{text}\""), text.to_owned());
