@@ -220,9 +220,9 @@ fn check_origin(limits: &ServerLimits, headers: &HeaderMap, host: &HeaderValue) 
         let message = "an Origin header is needed here (server.origin_required)";
         return limits.origin_required.then_some(message);
     }
-    let text = |value: &HeaderValue| value.to_str().ok().map(ToOwned::to_owned);
-    let origin = only(headers, &header::ORIGIN).and_then(text);
-    let allowed = origin.is_some_and(|origin| limits.origins.allow(&origin, &text(host).unwrap_or_default()));
+    let origin = only(headers, &header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let host = host.to_str().unwrap_or_default();
+    let allowed = origin.is_some_and(|origin| limits.origins.allow(origin, host));
     (!allowed).then_some("pages of this origin may not connect; server.origins lists those that may")
 }
 

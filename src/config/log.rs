@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::Targets;
 
-use super::setting::{Any, Given, Setting, string};
+use super::setting::{Any, Given, Setting, string, text};
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,22 +102,10 @@ impl fmt::Display for LogFilter {
     }
 }
 
-impl Setting for LogFilter {
-    type Bounds = Any;
-
-    fn take(given: Given<'_>, _: &Any) -> Option<Self> {
-        given.text(|text| text.parse().ok())
-    }
-
-    fn expected(_: &Any, _: &str) -> String {
-        "off, error, warn, info, debug or trace, or target=level, joined by commas: \"info,tidewire::hub=debug\""
-            .to_owned()
-    }
-
-    fn to_toml(&self) -> String {
-        string(self)
-    }
-}
+text!(
+    LogFilter,
+    "off, error, warn, info, debug or trace, or target=level, joined by commas: \"info,tidewire::hub=debug\""
+);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::setting::{Any, Given, Setting, string};
+use super::setting::{Any, Given, Setting, string, text};
 
 /// Origins that are allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,22 +150,10 @@ impl fmt::Display for Origins {
     }
 }
 
-impl Setting for Origins {
-    type Bounds = Any;
-
-    fn take(given: Given<'_>, _: &Any) -> Option<Self> {
-        given.text(|text| text.parse().ok())
-    }
-
-    fn expected(_: &Any, _: &str) -> String {
-        "\"same\", \"*\", or origins joined by commas: \"https://panel.example.org,http://localhost:3000\""
-            .to_owned()
-    }
-
-    fn to_toml(&self) -> String {
-        string(self)
-    }
-}
+text!(
+    Origins,
+    "\"same\", \"*\", or origins joined by commas: \"https://panel.example.org,http://localhost:3000\""
+);
 
 #[cfg(test)]
 mod tests {

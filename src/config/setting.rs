@@ -216,21 +216,29 @@ impl Setting for bool {
     }
 }
 
-impl Setting for SocketAddr {
-    type Bounds = Any;
+/// A setting that is a string in the file, and reads and writes itself.
+macro_rules! text {
+    ($Type:ty, $expected:literal) => {
+        impl Setting for $Type {
+            type Bounds = Any;
 
-    fn take(given: Given<'_>, _: &Any) -> Option<Self> {
-        given.text(|text| text.parse().ok())
-    }
+            fn take(given: Given<'_>, _: &Any) -> Option<Self> {
+                given.text(|text| text.parse().ok())
+            }
 
-    fn expected(_: &Any, _: &str) -> String {
-        "an IP address and a port, such as \"127.0.0.1:9400\" or \"[::]:9400\"".to_owned()
-    }
+            fn expected(_: &Any, _: &str) -> String {
+                $expected.to_owned()
+            }
 
-    fn to_toml(&self) -> String {
-        string(self)
-    }
+            fn to_toml(&self) -> String {
+                string(self)
+            }
+        }
+    };
 }
+pub(super) use text;
+
+text!(SocketAddr, "an IP address and a port, such as \"127.0.0.1:9400\" or \"[::]:9400\"");
 
 /// A string as TOML.
 pub(super) fn string(value: &impl Display) -> String {
