@@ -250,11 +250,11 @@ mod tests {
         recorder.rotate(500);
         assert!(intervals.try_recv().is_err(), "the interval is not over");
         let arrived = recorder.finish(600);
-        let got: Vec<(usize, u64, u64, u64)> = intervals
+        let got: Vec<(usize, u64, u64, u64, u64)> = intervals
             .iter()
-            .map(|it| (it.window, it.latency.len(), it.latency.min(), it.latency.max()))
+            .map(|it| (it.window, it.arrived, it.latency.len(), it.latency.min(), it.latency.max()))
             .collect();
-        assert_eq!(got, [(0, 4, 151, 250), (1, 4, 1, 50)]);
+        assert_eq!(got, [(0, 0, 4, 151, 250), (1, 2, 4, 1, 50)]);
         assert_eq!(arrived, [0, 2], "by arrival");
     }
 

@@ -342,3 +342,27 @@ impl Trial {
         Some(scenario)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::Sample;
+    use crate::result::{Bottleneck, Side};
+
+    #[test]
+    fn kept_awake_a_late_generator_is_still_late() {
+        let mut file = Sample::default().run("x");
+        let repetition = &mut file.results[0].repetitions[0];
+        for (late_ns, expected) in [(1, Bottleneck::Neither), (u64::MAX, Bottleneck::Generator)] {
+            for phase in &mut repetition.phases {
+                let idle =
+                    Side { cpus: Some(0.3), busiest_thread: Some(0.3), waiting: Some(0.0), ..phase.server };
+                (phase.server, phase.client) = (idle, idle);
+                (phase.machine_idle, phase.bottleneck) = (Some(0.0), Bottleneck::Machine);
+                phase.lateness.p99 = late_ns;
+            }
+            never_idle(repetition);
+            assert!(repetition.phases.iter().all(|phase| phase.bottleneck == expected));
+        }
+    }
+}
