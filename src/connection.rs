@@ -23,6 +23,7 @@ use crate::keepalive::Keepalive;
 use crate::outbound;
 use crate::outbox::handle::OutboxHandle;
 use crate::pattern::Pattern;
+use crate::peer::Peer;
 use crate::session::{DeliveryOptions, Session};
 use crate::wire::control::{Digits, Event, Policy, WelcomeLimits, WelcomeSettings};
 use crate::wire::{Codec, ConnectionId, seal, ws};
@@ -31,8 +32,8 @@ use crate::worker::{Watched, Worker};
 /// What the handshake has settled.
 #[derive(Debug)]
 pub struct Upgraded {
-    /// Address of the peer.
-    pub remote: SocketAddr,
+    /// Who is at the other end.
+    pub peer: Rc<Peer>,
     /// What was asked for.
     pub wanted: Wanted,
     /// The answer to the handshake, which is still to be written.
@@ -57,7 +58,8 @@ pub enum Wanted {
 
 /// Runs a connection from its upgrade to its end.
 pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>, io: S, upgraded: Upgraded) {
-    let Upgraded { remote, wanted, mut answer, leftover } = upgraded;
+    let Upgraded { peer, wanted, mut answer, leftover } = upgraded;
+    let remote = peer.address;
     let id = worker.shared.next_connection();
     let now = worker.now();
     let config = Arc::clone(&worker.shared.config);

@@ -1,7 +1,6 @@
 //! HTTP beside the WebSocket: the strict handshake, health, metrics and lists. Every refusal is a JSON body that says what was
 //! wrong. Never touches a sample.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -24,6 +23,7 @@ use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerRep
 use crate::metrics::exposition::{self, Gauges};
 use crate::metrics::{HandshakeRefusal, WorkerMetrics, latency};
 use crate::pattern;
+use crate::peer::Peer;
 use crate::wire::Codec;
 use crate::worker::{ConnectionSlot, EXPORTS_MAX, NoSlot, Shared, Worker};
 
@@ -52,7 +52,7 @@ pub enum Outcome {
 const TARGET_BYTES_MAX: usize = 4 << 10;
 
 /// Answers a request.
-pub async fn answer(worker: &Rc<Worker>, remote: SocketAddr, mut request: Request<Incoming>) -> Outcome {
+pub async fn answer(worker: &Rc<Worker>, peer: &Peer, mut request: Request<Incoming>) -> Outcome {
     let shared = &worker.shared;
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > TARGET_BYTES_MAX) {
         return Outcome::Reply(refusal(
@@ -63,7 +63,7 @@ pub async fn answer(worker: &Rc<Worker>, remote: SocketAddr, mut request: Reques
     }
     let path = request.uri().path();
     if path == "/ws" || (path == "/echo" && shared.config.enable_echo) {
-        return upgrade(worker, remote, &mut request);
+        return upgrade(worker, peer, &mut request);
     }
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Outcome::Reply(method_not_allowed());
@@ -137,8 +137,8 @@ const INDEX: &str = "Tidewire
 ";
 
 /// The handshake of RFC 6455 section 4.2.1, strictly: what is let through here becomes a WebSocket.
-fn upgrade(worker: &Rc<Worker>, remote: SocketAddr, request: &mut Request<Incoming>) -> Outcome {
-    match check_upgrade(worker, remote, request) {
+fn upgrade(worker: &Rc<Worker>, peer: &Peer, request: &mut Request<Incoming>) -> Outcome {
+    match check_upgrade(worker, peer, request) {
         Ok((wanted, slot)) => accept(request, wanted, slot),
         Err(refused) => {
             let (reason, reply) = *refused;
@@ -152,7 +152,7 @@ type Refusal = Box<(HandshakeRefusal, Reply)>;
 
 fn check_upgrade(
     worker: &Worker,
-    remote: SocketAddr,
+    peer: &Peer,
     request: &Request<Incoming>,
 ) -> Result<(Wanted, ConnectionSlot), Refusal> {
     use HandshakeRefusal as R;
@@ -198,7 +198,7 @@ fn check_upgrade(
     if !worker.shared.ready.load(Ordering::Relaxed) {
         return Err(Box::new((R::Drain, unavailable("the server is shutting down", CloseReason::Drain))));
     }
-    let slot = worker.shared.take_slot(remote.ip()).map_err(|none| {
+    let slot = worker.shared.take_slot(peer.address.ip()).map_err(|none| {
         Box::new(match none {
             NoSlot::Server => {
                 let message = "the server has all the connections that it takes";

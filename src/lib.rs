@@ -30,6 +30,7 @@ pub mod metrics;
 pub mod outbound;
 pub mod outbox;
 pub mod pattern;
+pub mod peer;
 pub mod publisher;
 pub mod reading;
 pub mod server;

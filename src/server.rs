@@ -11,48 +11,37 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock::nanos;
 use crate::config::Config;
-use crate::connection::{self, Upgraded};
-use crate::http::{self, Outcome};
+use crate::http;
 use crate::hub::router::{Router, ToWorker};
 use crate::metrics::Stage;
 use crate::metrics::latency::LOG_INTERVAL;
 use crate::outbound;
+use crate::peer::Peer;
 use crate::publisher;
 use crate::worker::timer::Timer;
-use crate::worker::{ConnectionSlot, Shared, TICK, Worker};
+use crate::worker::{Shared, TICK, Worker};
 
 mod held;
-
-use held::{Held, Hold};
+mod socket;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
-
-/// Sockets beside the WebSocket connections: handshakes under way, health checks, scrapes. One more is closed at once.
-const PLAIN_SOCKETS_MAX: usize = 1_024;
 
 /// Wait after an accept that failed because something has run out, such as file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Sockets that are accepted before the acceptor's other work has its turn.
 const ACCEPTS_PER_TURN: usize = 64;
-
-/// Largest request head, in bytes, and most headers in it.
-const HEAD_BYTES_MAX: usize = 16 << 10;
-const HEADERS_MAX: usize = 64;
 
 /// Tasks that run before the sockets are looked at again, even if more are ready. The runtime's default, 61, is made for
 /// tasks that do less than read or write a socket each.
@@ -242,9 +231,9 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
                 let more = received == MESSAGES_PER_TURN;
                 for message in messages.drain(..) {
                     match message {
-                        ToWorker::Socket(socket, remote) => {
+                        ToWorker::Socket(socket, peer) => {
                             let sockets = Rc::clone(&plain_sockets);
-                            let serve = serve_socket(Rc::clone(&worker), sockets, socket, remote);
+                            let serve = socket::serve(Rc::clone(&worker), sockets, socket, peer);
                             drop(tokio::task::spawn_local(serve));
                         }
                         ToWorker::Cut => worker.cut_connections(),
@@ -284,19 +273,19 @@ async fn accept_some(listener: &AsyncFd<StdListener>, shared: &Shared) -> io::Re
     let mut ready = listener.readable().await?;
     for _ in 0..ACCEPTS_PER_TURN {
         let Ok(accepted) = ready.try_io(|listener| accept_one(listener.get_ref())) else { break };
-        let (socket, remote) = accepted?;
-        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, remote));
+        let (socket, address) = accepted?;
+        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, Peer { address }));
     }
     Ok(())
 }
 
 /// The next socket, in the mode that its worker needs: std's accept takes a system call more for that.
 fn accept_one(listener: &StdListener) -> io::Result<(StdStream, SocketAddr)> {
-    let (socket, remote) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
-    let remote = remote.and_then(|remote| SocketAddr::try_from(remote).ok());
+    let (socket, address) = acceptfrom_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?;
+    let address = address.and_then(|address| SocketAddr::try_from(address).ok());
     // The listener is bound to such an address.
-    let remote = remote.ok_or_else(|| io::Error::other("a peer without an IP address"))?;
-    Ok((socket.into(), remote))
+    let address = address.ok_or_else(|| io::Error::other("a peer without an IP address"))?;
+    Ok((socket.into(), address))
 }
 
 async fn log_latency(shared: &Arc<Shared>) {
@@ -306,130 +295,6 @@ async fn log_latency(shared: &Arc<Shared>) {
         let (metrics, _) = http::collect(shared).await;
         let now = crate::clock::Clock::new().now();
         shared.latency_log.lock().unwrap_or_else(PoisonError::into_inner).record(&metrics, now);
-    }
-}
-
-/// A socket from its accept to its end: HTTP, and a WebSocket if it is upgraded.
-async fn serve_socket(
-    worker: Rc<Worker>,
-    plain_sockets: Rc<RefCell<usize>>,
-    socket: StdStream,
-    remote: SocketAddr,
-) {
-    let placed = Placed { worker: &worker };
-    if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
-        return;
-    }
-    let upgraded = {
-        let _plain = Plain::count(&plain_sockets);
-        // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
-        Box::pin(serve_http(&worker, socket, remote)).await.unwrap_or_default()
-    };
-    if let Some(WebSocket { io, upgraded, slot }) = upgraded {
-        connection::run(Rc::clone(&worker), io, upgraded).await;
-        drop(slot);
-    }
-    drop(placed);
-}
-
-/// A socket that was upgraded.
-struct WebSocket {
-    io: TcpStream,
-    upgraded: Upgraded,
-    slot: ConnectionSlot,
-}
-
-/// Serves HTTP until the socket ends or becomes a WebSocket.
-async fn serve_http(
-    worker: &Rc<Worker>,
-    socket: StdStream,
-    remote: SocketAddr,
-) -> io::Result<Option<WebSocket>> {
-    let limits = &worker.config().server;
-    let io = TcpStream::from_std(socket)?;
-    let opened = Instant::now();
-    match tokio::time::timeout(limits.first_byte_timeout, io.readable()).await {
-        Ok(readable) => readable?,
-        Err(_) => return Ok(None),
-    }
-
-    let outcome = Rc::new(RefCell::new(None));
-    let hold = Hold::default();
-    let io = Held::new(io, Arc::clone(&hold));
-    let service = service_fn(|request| {
-        let worker = Rc::clone(worker);
-        let (outcome, hold) = (Rc::clone(&outcome), Arc::clone(&hold));
-        async move {
-            Ok::<_, std::convert::Infallible>(match http::answer(&worker, remote, request).await {
-                Outcome::Reply(reply) => reply,
-                Outcome::Upgrade { reply, wanted, socket, slot } => {
-                    *outcome.borrow_mut() = Some((wanted, socket, slot));
-                    hold.store(true, Ordering::Relaxed);
-                    reply
-                }
-            })
-        }
-    });
-    let head_timeout = limits.handshake_timeout.saturating_sub(opened.elapsed());
-    let mut connection = pin!(
-        hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(head_timeout)
-            .max_buf_size(HEAD_BYTES_MAX)
-            .max_headers(HEADERS_MAX)
-            .serve_connection(TokioIo::new(io), service)
-            .with_upgrades()
-    );
-    let served = tokio::select! {
-        served = &mut connection => served,
-        // A peer that asks and does not read would keep its socket for ever.
-        () = tokio::time::sleep(limits.plain_timeout) => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(limits.handshake_timeout, connection).await {
-                Ok(served) => served,
-                Err(_) => return Ok(None),
-            }
-        }
-    };
-    let Some((wanted, socket, slot)) = outcome.take() else { return Ok(None) };
-    served.map_err(io::Error::other)?;
-    // Nothing has been read from the socket by its new owner, so nothing is lost on the way back to the bare stream.
-    let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
-    let parts = upgraded
-        .into_inner()
-        .downcast::<TokioIo<Held<TcpStream>>>()
-        .map_err(|_| io::Error::other("the upgraded socket is not the one that was served"))?;
-    let (io, answer) = parts.io.into_inner().into_parts();
-    let upgraded = Upgraded { remote, wanted, answer, leftover: parts.read_buf };
-    Ok(Some(WebSocket { io, upgraded, slot }))
-}
-
-/// A place at a worker, given back when the socket ends.
-struct Placed<'a> {
-    worker: &'a Worker,
-}
-
-impl Drop for Placed<'_> {
-    fn drop(&mut self) {
-        self.worker.shared.router.forget_connection(self.worker.index);
-    }
-}
-
-/// A socket that is not a WebSocket yet.
-struct Plain<'a> {
-    count: &'a RefCell<usize>,
-}
-
-impl<'a> Plain<'a> {
-    fn count(count: &'a RefCell<usize>) -> Self {
-        *count.borrow_mut() += 1;
-        Self { count }
-    }
-}
-
-impl Drop for Plain<'_> {
-    fn drop(&mut self) {
-        *self.count.borrow_mut() -= 1;
     }
 }
 

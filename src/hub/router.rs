@@ -17,6 +17,7 @@ use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
+use crate::peer::Peer;
 use crate::wire::control::Ledger;
 use crate::wire::decode::SampleSpan;
 use crate::wire::{ChannelId, Frame, Seq};
@@ -36,7 +37,7 @@ const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
 #[derive(Debug)]
 pub enum ToWorker {
     /// A socket to own, and its peer.
-    Socket(std::net::TcpStream, std::net::SocketAddr),
+    Socket(std::net::TcpStream, Peer),
     /// Samples for a channel whose home is here.
     Publish(Box<ForwardedPublish>),
     /// A frame of a channel that has receivers here.

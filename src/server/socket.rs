@@ -1,0 +1,148 @@
+//! A socket from its accept to its end: its first byte, HTTP, and a WebSocket if it is upgraded. Never looks into a message.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::TcpStream as StdStream;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+
+use super::held::{Held, Hold};
+use crate::connection::{self, Upgraded};
+use crate::http::{self, Outcome};
+use crate::peer::Peer;
+use crate::worker::{ConnectionSlot, Worker};
+
+/// Sockets beside the WebSocket connections: handshakes under way, health checks, scrapes. One more is closed at once.
+const PLAIN_SOCKETS_MAX: usize = 1_024;
+
+/// Largest request head, in bytes, and most headers in it.
+const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEADERS_MAX: usize = 64;
+
+/// Serves a socket until it ends.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    plain_sockets: Rc<RefCell<usize>>,
+    socket: StdStream,
+    peer: Peer,
+) {
+    let placed = Placed { worker: &worker };
+    if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
+        return;
+    }
+    let upgraded = {
+        let _plain = Plain::count(&plain_sockets);
+        // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
+        Box::pin(serve_http(&worker, socket, peer)).await.unwrap_or_default()
+    };
+    if let Some(WebSocket { io, upgraded, slot }) = upgraded {
+        connection::run(Rc::clone(&worker), io, upgraded).await;
+        drop(slot);
+    }
+    drop(placed);
+}
+
+/// A socket that was upgraded.
+struct WebSocket {
+    io: TcpStream,
+    upgraded: Upgraded,
+    slot: ConnectionSlot,
+}
+
+/// Serves HTTP until the socket ends or becomes a WebSocket.
+async fn serve_http(worker: &Rc<Worker>, socket: StdStream, peer: Peer) -> io::Result<Option<WebSocket>> {
+    let limits = &worker.config().server;
+    let io = TcpStream::from_std(socket)?;
+    let opened = Instant::now();
+    match tokio::time::timeout(limits.first_byte_timeout, io.readable()).await {
+        Ok(readable) => readable?,
+        Err(_) => return Ok(None),
+    }
+
+    let peer = Rc::new(peer);
+    let outcome = Rc::new(RefCell::new(None));
+    let hold = Hold::default();
+    let io = Held::new(io, Arc::clone(&hold));
+    let service = service_fn(|request| {
+        let (worker, peer) = (Rc::clone(worker), Rc::clone(&peer));
+        let (outcome, hold) = (Rc::clone(&outcome), Arc::clone(&hold));
+        async move {
+            Ok::<_, std::convert::Infallible>(match http::answer(&worker, &peer, request).await {
+                Outcome::Reply(reply) => reply,
+                Outcome::Upgrade { reply, wanted, socket, slot } => {
+                    *outcome.borrow_mut() = Some((wanted, socket, slot));
+                    hold.store(true, Ordering::Relaxed);
+                    reply
+                }
+            })
+        }
+    });
+    let head_timeout = limits.handshake_timeout.saturating_sub(opened.elapsed());
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(head_timeout)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades()
+    );
+    let served = tokio::select! {
+        served = &mut connection => served,
+        // A peer that asks and does not read would keep its socket for ever.
+        () = tokio::time::sleep(limits.plain_timeout) => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(limits.handshake_timeout, connection).await {
+                Ok(served) => served,
+                Err(_) => return Ok(None),
+            }
+        }
+    };
+    let Some((wanted, socket, slot)) = outcome.take() else { return Ok(None) };
+    served.map_err(io::Error::other)?;
+    // Nothing has been read from the socket by its new owner, so nothing is lost on the way back to the bare stream.
+    let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
+    let parts = upgraded
+        .into_inner()
+        .downcast::<TokioIo<Held<TcpStream>>>()
+        .map_err(|_| io::Error::other("the upgraded socket is not the one that was served"))?;
+    let (io, answer) = parts.io.into_inner().into_parts();
+    let upgraded = Upgraded { peer, wanted, answer, leftover: parts.read_buf };
+    Ok(Some(WebSocket { io, upgraded, slot }))
+}
+
+/// A place at a worker, given back when the socket ends.
+struct Placed<'a> {
+    worker: &'a Worker,
+}
+
+impl Drop for Placed<'_> {
+    fn drop(&mut self) {
+        self.worker.shared.router.forget_connection(self.worker.index);
+    }
+}
+
+/// A socket that is not a WebSocket yet.
+struct Plain<'a> {
+    count: &'a RefCell<usize>,
+}
+
+impl<'a> Plain<'a> {
+    fn count(count: &'a RefCell<usize>) -> Self {
+        *count.borrow_mut() += 1;
+        Self { count }
+    }
+}
+
+impl Drop for Plain<'_> {
+    fn drop(&mut self) {
+        *self.count.borrow_mut() -= 1;
+    }
+}
