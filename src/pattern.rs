@@ -60,7 +60,8 @@ pub enum PatternError {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Pattern {
     text: Box<str>,
-    literal: bool,
+    /// Bytes before the first wildcard: all names of the pattern begin with them.
+    prefix: u16,
 }
 
 impl Pattern {
@@ -69,14 +70,16 @@ impl Pattern {
     /// # Errors
     /// Says what is wrong and at which byte.
     pub fn parse(text: &str, bytes_max: usize) -> Result<Self, PatternError> {
+        let bytes_max = bytes_max.min(usize::from(u16::MAX));
         let wildcard = check(text, bytes_max)?;
-        Ok(Self { text: text.into(), literal: wildcard.is_none() })
+        let prefix = u16::try_from(wildcard.unwrap_or(text.len())).unwrap_or(u16::MAX);
+        Ok(Self { text: text.into(), prefix })
     }
 
     /// Whether it holds no wildcard.
     #[must_use]
-    pub const fn is_literal(&self) -> bool {
-        self.literal
+    pub fn is_literal(&self) -> bool {
+        usize::from(self.prefix) == self.text.len()
     }
 
     /// The text as it was given.
@@ -88,8 +91,12 @@ impl Pattern {
     /// Whether `name`, a valid channel name, is one of the pattern's.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        if self.literal {
-            return *self.text == *name;
+        // Most of what is asked ends here.
+        if !name.as_bytes().starts_with(&self.text.as_bytes()[..usize::from(self.prefix)]) {
+            return false;
+        }
+        if self.is_literal() {
+            return name.len() == self.text.len();
         }
         let mut tokens = name.split('.');
         for (position, wanted) in self.text.split('.').enumerate() {
@@ -106,6 +113,43 @@ impl Pattern {
             }
         }
         tokens.next().is_none()
+    }
+
+    /// Whether every name of `other` is one of this pattern's. A name is a pattern, too.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let mut theirs = other.text.split('.').enumerate();
+        for ours in self.text.split('.') {
+            let Some((position, their)) = theirs.next() else { return false };
+            let reserved = position == 0 && their.starts_with('$');
+            match ours {
+                ">" => return !reserved,
+                "*" if their == ">" || reserved => return false,
+                "*" => {}
+                _ if ours == their => {}
+                _ => return false,
+            }
+        }
+        theirs.next().is_none()
+    }
+
+    /// Whether a name can be both patterns'. Depths over [`TOKENS_MAX`] are not looked at: it may be `true` for two that only
+    /// meet there.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mut theirs = other.text.split('.').enumerate();
+        for ours in self.text.split('.') {
+            let Some((position, their)) = theirs.next() else { return false };
+            let reserved = position == 0 && ours.starts_with('$') != their.starts_with('$');
+            match (ours, their) {
+                _ if reserved => return false,
+                (">", _) | (_, ">") => return true,
+                ("*", _) | (_, "*") => {}
+                _ if ours == their => {}
+                _ => return false,
+            }
+        }
+        theirs.next().is_none()
     }
 }
 
@@ -181,6 +225,7 @@ const fn is_token_byte(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn names_and_patterns_are_checked() {
@@ -253,6 +298,109 @@ mod tests {
         for (pattern, name, expected) in rows {
             let parsed = Pattern::parse(pattern, 255).expect("the row's pattern is valid");
             assert_eq!(parsed.matches(name), expected, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn patterns_cover_and_overlap() {
+        // (one, other, whether the one covers the other, whether they overlap)
+        let rows = [
+            ("a.b", "a.b", true, true),
+            ("a.b", "a.c", false, false),
+            ("a.*", "a.b", true, true),
+            ("a.b", "a.*", false, true),
+            ("a.*", "a.>", false, true),
+            ("a.>", "a.*", true, true),
+            ("a.>", "a.*.c", true, true),
+            ("a.*.c", "a.b.*", false, true),
+            ("a.*.c", "a.b.d", false, false),
+            ("a.>", "a", false, false),
+            ("a.>", "a.>", true, true),
+            (">", "a.*", true, true),
+            (">", ">", true, true),
+            (">", "$sys.a", false, false),
+            ("*.a", "$sys.a", false, false),
+            ("$sys.>", "$sys.a", true, true),
+            ("$sys.a", ">", false, false),
+            ("*", "*.*", false, false),
+            ("*.>", "a", false, false),
+        ];
+        for (one, other, covers, overlaps) in rows {
+            let [one, other] = [one, other].map(|text| Pattern::parse(text, 255).expect("valid"));
+            assert_eq!(one.covers(&other), covers, "{one} covers {other}");
+            assert_eq!(one.overlaps(&other), overlaps, "{one} overlaps {other}");
+            assert_eq!(other.overlaps(&one), overlaps, "{other} overlaps {one}");
+        }
+    }
+
+    /// Few tokens, so that what is drawn meets often.
+    fn token() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec!["a", "b", "ab"])
+    }
+
+    fn joined(tokens: Vec<&str>, reserved: bool) -> String {
+        format!("{}{}", if reserved { "$" } else { "" }, tokens.join("."))
+    }
+
+    fn any_name() -> impl Strategy<Value = String> {
+        (prop::collection::vec(token(), 1..4), any::<bool>())
+            .prop_map(|(tokens, reserved)| joined(tokens, reserved))
+    }
+
+    fn any_pattern() -> impl Strategy<Value = Pattern> {
+        let tokens = prop::collection::vec(prop_oneof![3 => token(), 2 => Just("*")], 1..4);
+        (tokens, any::<bool>(), any::<bool>()).prop_map(|(mut tokens, rest, reserved)| {
+            if rest {
+                tokens.push(">");
+            }
+            let reserved = reserved && tokens[0] != "*";
+            Pattern::parse(&joined(tokens, reserved), 255).expect("made of valid tokens")
+        })
+    }
+
+    proptest! {
+        /// Against the definition, on every name of up to four tokens that could tell them apart.
+        #[test]
+        fn covering_and_overlapping_are_about_names(one in any_pattern(), other in any_pattern(), names in prop::collection::vec(any_name(), 200)) {
+            let met = names.iter().filter(|name| other.matches(name));
+            let both = met.clone().filter(|name| one.matches(name)).count();
+            if one.covers(&other) {
+                prop_assert_eq!(both, met.count());
+                prop_assert!(one.overlaps(&other));
+            }
+            prop_assert!(both == 0 || one.overlaps(&other));
+            let name = |pattern: &Pattern| pattern.as_str().replace(">", "a.b").replace('*', "a");
+            // What a pattern looks like with its wildcards filled in is one of its names.
+            if one.covers(&other) {
+                prop_assert!(one.matches(&name(&other)), "{} {}", one, other);
+            }
+        }
+
+        #[test]
+        fn a_name_is_covered_where_it_matches(pattern in any_pattern(), name in any_name()) {
+            let literal = Pattern::parse(&name, 255).expect("valid");
+            prop_assert_eq!(pattern.matches(&name), pattern.covers(&literal));
+            prop_assert_eq!(pattern.matches(&name), pattern.overlaps(&literal));
+        }
+
+        /// Not too little: what is not covered has a name that shows it, and what overlaps a name in both.
+        #[test]
+        fn what_is_not_covered_has_a_witness(one in any_pattern(), other in any_pattern()) {
+            // Tokens that no pattern spells out stand for all others.
+            let fills = ["a", "b", "ab", "zz"];
+            let deep = ["a", "zz.zz", "a.b", "ab", "b.a.b.zz"];
+            let mut names = vec![String::new()];
+            for token in other.as_str().split('.') {
+                let choices: Vec<&str> = match token { "*" => fills.to_vec(), ">" => [&fills[..], &deep[..]].concat(), _ => vec![token] };
+                names = names.iter().flat_map(|name| choices.iter().map(move |choice| {
+                    if name.is_empty() { (*choice).to_owned() } else { format!("{name}.{choice}") }
+                })).collect();
+            }
+            let all = names.iter().all(|name| one.matches(name));
+            let some = names.iter().any(|name| one.matches(name));
+            prop_assert_eq!(one.covers(&other), all, "{} {}", one, other);
+            // A longer name than was tried may be needed where the one is deeper than the other's `>` was filled.
+            prop_assert!(one.overlaps(&other) || !some, "{} {}", one, other);
         }
     }
 }
