@@ -62,6 +62,9 @@ struct ServeArgs {
     /// Serve /echo, for conformance suites
     #[arg(long)]
     enable_echo: bool,
+    /// Serve an address that others can reach without any key: everybody may do everything
+    #[arg(long)]
+    insecure_open: bool,
     /// Do not publish the host's telemetry on host.NAME.*
     #[arg(long)]
     no_host_telemetry: bool,
@@ -83,6 +86,7 @@ impl ServeArgs {
         let named = [
             ("--listen", "listen", self.listen.clone()),
             ("--workers", "workers", self.workers.clone()),
+            ("--insecure-open", "insecure_open", on(self.insecure_open, "true")),
             ("--enable-echo", "enable_echo", on(self.enable_echo, "true")),
             ("--no-host-telemetry", "host_telemetry", on(self.no_host_telemetry, "false")),
             ("--log-format", "log_format", self.log_format.clone()),
@@ -142,16 +146,24 @@ fn serve(config: Config) -> ExitCode {
 }
 
 fn run_server(config: Config) -> io::Result<()> {
-    let listen = config.listen;
-    let server = Server::bind(config)
-        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
-    let address = server.local_addr()?;
+    let (open, exposed) = (config.is_open(), !config.listen.ip().is_loopback());
+    let server = Server::bind(config)?;
+    let (address, pages) = (server.local_addr()?, server.pages_addr()?);
     let mut out = io::stdout().lock();
     // Whoever started the server may not be listening; the log says the same.
-    let _ = writeln!(out, "tidewire: serving ws://{address}/ws\ntidewire: pages  http://{address}/");
+    let _ = writeln!(out, "tidewire: serving ws://{address}/ws\ntidewire: pages  http://{pages}/");
     let _ = out.flush();
     drop(out);
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
+    if open && exposed {
+        tracing::warn!(
+            "open to everybody who reaches {address}: no keys are set (auth.keys_file, auth.secret)"
+        );
+    } else if open {
+        tracing::info!(
+            "open: whoever reaches this machine's loopback address may do everything (auth.keys_file)"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

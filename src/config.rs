@@ -3,6 +3,7 @@
 //! reference in `docs/` follow from that. Never reads a clock, a file or the environment; `load.rs` builds it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 mod log;
@@ -10,6 +11,7 @@ mod origins;
 mod print;
 mod problem;
 mod relation;
+mod secret;
 mod setting;
 
 pub mod load;
@@ -17,6 +19,7 @@ pub mod load;
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use origins::{Origin, OriginError, Origins};
 pub use print::{default_file, reference};
+pub use secret::Secret;
 pub use setting::{Key, VARIABLE_PREFIX};
 
 use setting::{Any, Setting, settings, store};
@@ -30,6 +33,9 @@ const SAMPLES: u64 = 1_000_000;
 /// The largest message or frame that any limit allows, in bytes.
 const MESSAGE: u64 = 64 << 20;
 
+/// Fewer bytes than the hash has are easier to guess (RFC 7518 section 3.2).
+const SECRET_BYTES_MIN: usize = 32;
+
 settings! {
     /// Everything that `tidewire serve` can be told.
     Config {
@@ -38,6 +44,8 @@ settings! {
         /// Threads that own connections and channels. Default: the machine's cores.
         workers: usize = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(1_024)),
             "threads", 1..=1_024, varies "the machine's cores";
+        /// Whether an address that others can reach may be served without any key: then everybody may do everything.
+        insecure_open: bool = false, "", Any;
         /// Whether `/echo` is served, for conformance suites. Off: it is a reflector.
         enable_echo: bool = false, "", Any;
         /// Whether the host's telemetry is published on `host.NAME.*`.
@@ -81,6 +89,45 @@ settings! {
         close_timeout: Duration = Duration::from_secs(2), "ms", 0..=WEEK;
         /// How long a drain may take before connections are cut.
         drain_timeout: Duration = Duration::from_secs(10), "ms", 0..=WEEK;
+    }
+
+    /// Who is let in, by tokens (JWT, RFC 7519). Without a key the server is open.
+    auth: AuthSettings {
+        /// Keys that tokens are signed with: a JWK set (RFC 7517), or public keys as PEM. Read again when it changes. A file
+        /// with a secret in it must be readable by its owner only.
+        keys_file: Option<PathBuf> = None, "", Any;
+        /// A key for HS256, beside those of the file. Only from the environment or a configuration file that its owner
+        /// alone can read.
+        secret: Secret = Secret::default(), "bytes", SECRET_BYTES_MIN;
+        /// Who has to have issued a token (`iss`), where its key does not say so.
+        issuer: Option<String> = None, "", Any;
+        /// Whom a token has to be for (`aud`), where its key does not say so. A token that is for somebody is refused where
+        /// neither says who this server is.
+        audience: Option<String> = None, "", Any;
+        /// By how much the clocks of issuer and server may differ.
+        leeway: Duration = Duration::from_secs(5), "ms", 0..=10 * 60 * 1_000;
+        /// How far away the end of a token (`exp`) may be: a stolen one is of no use for longer.
+        token_lifetime_max: Duration = Duration::from_secs(24 * 60 * 60), "ms", 1_000..=366 * 24 * 60 * 60 * 1_000;
+        /// Whether a connection may bring its token in a first message instead of the handshake, which is all that a browser
+        /// can do without showing it to proxies.
+        first_message: bool = true, "", Any;
+        /// From the upgrade to that message; then 4408.
+        first_message_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// How long before the end of its token a connection is told (`token_expiring`).
+        expiry_warning: Duration = Duration::from_secs(60), "ms", 0..=WEEK;
+        /// Cookie that may carry the token. With it, an `Origin` header is needed.
+        cookie: Option<String> = None, "", Any;
+        /// Whether `?token=` may carry it. Off: addresses end up in logs of proxies and in histories of browsers.
+        query: bool = false, "", Any;
+    }
+
+    /// Pages for those who run the server: metrics, lists, revocation.
+    admin: AdminSettings {
+        /// A listener of its own for them. Without one they stand beside the stream.
+        listen: Option<SocketAddr> = None, "", Any;
+        /// Who sends this as `Authorization: Bearer` may see them, as may a token with the right `admin` for all channels.
+        /// One of both is needed once there are keys, or where others can reach the listener. From the environment or a file.
+        token: Secret = Secret::default(), "bytes", SECRET_BYTES_MIN;
     }
 
     /// What one peer may send.
@@ -155,6 +202,12 @@ settings! {
 }
 
 impl Config {
+    /// Whether there is no key: everybody is let in, and nobody is known.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.auth.keys_file.is_none() && self.auth.secret.is_empty()
+    }
+
     /// The largest data frame that these limits let arise, in bytes. An outbox that cannot hold it would turn it into a
     /// gap for every reader.
     ///

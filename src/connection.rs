@@ -17,15 +17,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::close::{CloseReason, Retry};
 use crate::config::Config;
+use crate::hub::access::Standing;
 use crate::hub::membership::NewMember;
 use crate::inbound::{Endpoint, Inbound};
 use crate::keepalive::Keepalive;
 use crate::outbound;
 use crate::outbox::handle::OutboxHandle;
-use crate::pattern::Pattern;
 use crate::peer::Peer;
-use crate::session::{DeliveryOptions, Session};
-use crate::wire::control::{Digits, Event, Policy, WelcomeLimits, WelcomeSettings};
+use crate::session::Session;
+use crate::wire::control::{Digits, Event, WelcomeLimits, WelcomeSettings};
 use crate::wire::{Codec, ConnectionId, seal, ws};
 use crate::worker::{Watched, Worker};
 
@@ -49,8 +49,8 @@ pub enum Wanted {
     Protocol {
         /// The data codec.
         codec: Codec,
-        /// Who the client says it is.
-        user: Option<Box<str>>,
+        /// How far the handshake says who the client is.
+        standing: Standing,
     },
     /// `/echo`.
     Echo,
@@ -69,21 +69,21 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
             handle.push_message(answer.into());
             (Endpoint::Echo, None)
         }
-        Wanted::Protocol { codec, user } => {
-            let welcome = Welcome { config: &config, id, codec, user: user.as_deref() };
+        Wanted::Protocol { codec, standing } => {
+            let welcome = Welcome { config: &config, id, codec, standing: &standing };
             // One write for both.
             answer.extend_from_slice(&seal::event(&welcome.event(now.wall_ns)));
             handle.push_message(answer.into());
-            let session = Box::new(Session::new(Arc::clone(&config), codec, now));
-            let inbox = user.as_deref().map(|user| format!("$user.{user}"));
-            let new =
-                NewMember { id, handle: Rc::clone(&handle), codec, user, remote: remote.to_string().into() };
-            let mut hub = worker.hub.borrow_mut();
-            let member = hub.add_member(new, now);
-            if let Some(Ok(inbox)) = inbox.map(|name| Pattern::parse(&name, name.len())) {
-                // A user's own inbox is always readable, and the first subscription is within every limit but the server's.
-                let _ = hub.subscribe(member, None, &inbox, inbox_delivery(&config), now);
+            let waits = matches!(standing, Standing::Waiting);
+            let session = Box::new(Session::new(Arc::clone(&config), codec, waits, now));
+            // From here on the hub hears of revocations; one that came since the token was checked is seen here.
+            let revoked = matches!(&standing, Standing::Known(it) if worker.shared.gate.is_revoked(it));
+            if revoked {
+                handle.end(CloseReason::Forbidden);
             }
+            let remote = remote.to_string().into();
+            let new = NewMember { id, handle: Rc::clone(&handle), codec, standing, remote };
+            let member = worker.hub.borrow_mut().add_member(new, now);
             (Endpoint::Protocol { member, session }, Some(member))
         }
     };
@@ -233,17 +233,24 @@ struct Welcome<'a> {
     config: &'a Config,
     id: ConnectionId,
     codec: Codec,
-    user: Option<&'a str>,
+    standing: &'a Standing,
 }
 
 impl<'a> Welcome<'a> {
     fn event(&self, server_ns: u64) -> Event<'a> {
-        let Config { inbound, channel, batch, outbox, server, .. } = self.config;
+        let Config { inbound, channel, batch, outbox, server, auth, .. } = self.config;
+        let (expires_s, auth_timeout_ms) = match self.standing {
+            Standing::Open { .. } => (None, None),
+            Standing::Waiting => (None, Some(millis(auth.first_message_timeout))),
+            Standing::Known(identity) => (Some(identity.expires_s), None),
+        };
         Event::Welcome {
             protocol: self.codec.subprotocol(),
             connection: self.id.0,
             server_ns: Digits(server_ns),
-            user: self.user,
+            user: self.standing.user(),
+            expires_s,
+            auth_timeout_ms,
             limits: WelcomeLimits {
                 message_bytes_max: inbound.message_bytes_max,
                 message_samples_max: inbound.message_samples_max,
@@ -262,16 +269,6 @@ impl<'a> Welcome<'a> {
                 pong_timeout_ms: millis(server.pong_timeout),
             },
         }
-    }
-}
-
-/// A message to one user is not part of a stream: it does not wait for more.
-fn inbox_delivery(config: &Config) -> DeliveryOptions {
-    DeliveryOptions {
-        policy: Policy::DropOldest,
-        max_delay_ms: 0,
-        max_age_ms: u32::try_from(millis(config.outbox.max_age)).unwrap_or(u32::MAX),
-        max_rate_hz: None,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::wire::control::{ErrorCode, Event};
 use crate::wire::decode::{SampleSpan, ScannedPublish};
 use crate::wire::{ChannelId, Frame, Seq};
 
+pub mod access;
 pub mod batch;
 pub mod channel;
 pub mod directory;
@@ -227,6 +228,7 @@ impl Hub {
             }
             ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
             ToWorker::List(reply) => drop(reply.send(self.list(now))),
+            ToWorker::Revoke(revoked, at_s) => self.revoke(&revoked, at_s),
             ToWorker::Drain => self.drain(now),
             ToWorker::Sealed => self.note_sealed(now),
         }
@@ -255,9 +257,10 @@ impl Hub {
         self.widening.observe(waited);
     }
 
-    /// Work that is due about ten times a second: gap notices, and heads for workers that have missed a frame.
+    /// Work that is due about ten times a second: what time does to standings, gap notices, and heads for workers that have missed a frame.
     pub fn tick(&mut self, now: Now) {
         self.widening.adapt(now.at);
+        self.check_standings(now);
         for (_, member) in &self.members {
             let due = member.handle.outbox().borrow().gap_due();
             if due.is_some_and(|due| due <= now.at) {

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::clock::Now;
 use crate::close::CloseReason;
+use crate::config::Secret;
 use crate::hub::router::ForwardedPublish;
 use crate::hub::{Published, Refused};
 use crate::metrics::Stage;
@@ -19,6 +20,7 @@ use crate::wire::control::{Digits, ErrorCode, Event};
 use crate::wire::decode::{DecodeError, SampleSpan, ScannedPublish, scan_publish};
 use crate::wire::ws::{self, Reader};
 use crate::wire::{ChannelId, Codec};
+use crate::worker::gate::Denied;
 use crate::worker::{Watched, Worker};
 
 /// What a connection does with messages.
@@ -278,6 +280,7 @@ impl Handling<'_> {
                 let outcome = self.worker.hub.borrow_mut().advertise(member, id, &name, now).map(drop);
                 self.after_request(id, outcome)
             }
+            Action::Auth { id, token } => self.authenticate(member, id, &token),
             Action::Ping { id, client_ns } => {
                 let (received_ns, sent_ns) = (Digits(now.wall_ns), Digits(self.worker.now().wall_ns));
                 self.watched.handle.push_event(&Event::Pong { id, client_ns, received_ns, sent_ns });
@@ -302,6 +305,37 @@ impl Handling<'_> {
                 Step::Done
             }
         }
+    }
+
+    fn authenticate(&mut self, member: usize, id: Option<u64>, token: &Secret) -> Step {
+        let Endpoint::Protocol { session, .. } = &mut *self.endpoint else { return Step::Done };
+        let (code, reason, message) = match self.worker.shared.gate.admit(token.expose(), self.now) {
+            Ok(identity) => {
+                let outcome = self.worker.hub.borrow_mut().authenticate(member, id, identity, self.now);
+                if outcome.is_ok() {
+                    session.note_known();
+                }
+                return self.after_request(id, outcome);
+            }
+            Err(denied) => {
+                tracing::debug!(reason = %denied, "a token was refused in an auth message");
+                match denied {
+                    Denied::Revoked => {
+                        (ErrorCode::Forbidden, CloseReason::Forbidden, "the token has been revoked")
+                    }
+                    Denied::Token(_) => (
+                        ErrorCode::Unauthorized,
+                        CloseReason::Unauthenticated,
+                        "the token is not taken; ask its issuer for another",
+                    ),
+                }
+            }
+        };
+        let message = message.into();
+        if session.waits() {
+            return self.refuse(Refusal::Last { id, code, message, reason });
+        }
+        self.refuse(Refusal::Error { id, code, message })
     }
 
     fn advertise_implicitly(&self, member: usize, name: &str) -> Result<ChannelId, Refused> {
@@ -360,6 +394,10 @@ impl Handling<'_> {
         match refusal {
             Refusal::Silence => Step::Done,
             Refusal::Close(reason) => Step::Close(reason),
+            Refusal::Last { id, code, message, reason } => {
+                self.watched.handle.push_event(&Event::Error { id, code, message: &message });
+                Step::Close(reason)
+            }
             Refusal::Error { id, code, message } => {
                 self.watched.handle.push_event(&Event::Error { id, code, message: &message });
                 // Being above a rate has an end of its own.

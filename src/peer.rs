@@ -7,4 +7,15 @@ use std::net::SocketAddr;
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
+    /// Where it came in.
+    pub listener: Listener,
+}
+
+/// A door of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listener {
+    /// `listen`: the stream, and the pages where they have no door of their own.
+    Public,
+    /// `admin.listen`: the pages alone.
+    Admin,
 }

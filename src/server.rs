@@ -19,6 +19,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
+use crate::auth::keyring::Keyring;
 use crate::clock::nanos;
 use crate::config::Config;
 use crate::http;
@@ -26,12 +27,13 @@ use crate::hub::router::{Router, ToWorker};
 use crate::metrics::Stage;
 use crate::metrics::latency::LOG_INTERVAL;
 use crate::outbound;
-use crate::peer::Peer;
+use crate::peer::{Listener, Peer};
 use crate::publisher;
 use crate::worker::timer::Timer;
 use crate::worker::{Shared, TICK, Worker};
 
 mod held;
+mod keys;
 mod socket;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
@@ -54,25 +56,23 @@ const MESSAGES_PER_TURN: usize = 256;
 #[derive(Debug)]
 pub struct Server {
     listener: StdListener,
+    admin: Option<StdListener>,
     config: Config,
+    keys: Keyring,
+    keys_version: Option<keys::Version>,
 }
 
 impl Server {
-    /// Binds the listener.
+    /// Reads the keys and binds the listeners.
     ///
     /// # Errors
-    /// The address cannot be bound.
+    /// An address cannot be bound, or a file not be used; says which.
     pub fn bind(config: Config) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, None)?;
-        // A server that was just ended leaves sockets behind that would keep its address busy for a minute.
-        socket.set_reuse_address(true)?;
-        // Accepted sockets inherit both, which saves two system calls for each.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_notsent_lowat(config.outbox.notsent_lowat_bytes)?;
-        socket.bind(&config.listen.into())?;
-        socket.listen(BACKLOG)?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { listener: socket.into(), config })
+        let keys_version = keys::version(&config);
+        let keys = keys::load(&config)?;
+        let listener = listen(config.listen, &config)?;
+        let admin = config.admin.listen.map(|address| listen(address, &config)).transpose()?;
+        Ok(Self { listener, admin, config, keys, keys_version })
     }
 
     /// Where it listens.
@@ -81,6 +81,14 @@ impl Server {
     /// The system's.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Where the pages are: the admin listener, or the only one.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn pages_addr(&self) -> io::Result<SocketAddr> {
+        self.admin.as_ref().unwrap_or(&self.listener).local_addr()
     }
 
     /// Serves until `shutdown`, then drains: no new connections, outboxes flushed, everybody told, at most
@@ -93,19 +101,23 @@ impl Server {
         let config = Arc::new(self.config);
         let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
         let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
+        shared.gate.replace_keys(self.keys);
         let (ended, mut failed) = mpsc::channel(config.workers);
         let threads = start_workers(&shared, inboxes, &ended)?;
-        #[expect(
-            deprecated,
-            reason = "its successor is unsafe, for descriptors that may change hands; a listener's does not"
-        )]
-        let listener = AsyncFd::with_interest(self.listener, Interest::READABLE)?;
+        let listener = watched(self.listener)?;
+        let admin = self.admin.map(watched).transpose()?;
         shared.ready.store(true, Ordering::Relaxed);
 
-        let accept = accept(&listener, &shared);
+        let accept_admin = async {
+            if let Some(admin) = &admin {
+                accept(admin, Listener::Admin, &shared).await;
+            }
+        };
+        let accept = accept(&listener, Listener::Public, &shared);
         let publish = publisher::run(&shared);
         let log = log_latency(&shared);
-        let mut background = pin!(async { tokio::join!(accept, publish, log) });
+        let watch_keys = keys::watch(&shared, self.keys_version);
+        let mut background = pin!(async { tokio::join!(accept, accept_admin, publish, log, watch_keys) });
         tokio::select! {
             _ = &mut background => {}
             () = shutdown => {}
@@ -140,6 +152,32 @@ impl Server {
             .await
             .map_err(io::Error::other)
     }
+}
+
+/// A listener at an address.
+fn listen(address: SocketAddr, config: &Config) -> io::Result<StdListener> {
+    let bind = || -> io::Result<StdListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+        // A server that was just ended leaves sockets behind that would keep its address busy for a minute.
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit both, which saves two system calls for each.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_notsent_lowat(config.outbox.notsent_lowat_bytes)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    bind().map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+/// Wakes this task when a socket can be accepted.
+fn watched(listener: StdListener) -> io::Result<AsyncFd<StdListener>> {
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe, for descriptors that may change hands; a listener's does not"
+    )]
+    AsyncFd::with_interest(listener, Interest::READABLE)
 }
 
 /// Starts them; each tells its number when it ends, however it does.
@@ -256,9 +294,9 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
 
 /// Hands every socket to the worker with the fewest connections. Takes them from the listener as they are: a stream of the
 /// runtime would be registered here, only to be registered again with its worker.
-async fn accept(listener: &AsyncFd<StdListener>, shared: &Shared) {
+async fn accept(listener: &AsyncFd<StdListener>, door: Listener, shared: &Shared) {
     loop {
-        match accept_some(listener, shared).await {
+        match accept_some(listener, door, shared).await {
             Ok(()) => tokio::task::yield_now().await,
             Err(error) => {
                 tracing::warn!(%error, "accept failed");
@@ -269,12 +307,13 @@ async fn accept(listener: &AsyncFd<StdListener>, shared: &Shared) {
 }
 
 /// Up to [`ACCEPTS_PER_TURN`] sockets; waits for the first.
-async fn accept_some(listener: &AsyncFd<StdListener>, shared: &Shared) -> io::Result<()> {
+async fn accept_some(listener: &AsyncFd<StdListener>, door: Listener, shared: &Shared) -> io::Result<()> {
     let mut ready = listener.readable().await?;
     for _ in 0..ACCEPTS_PER_TURN {
         let Ok(accepted) = ready.try_io(|listener| accept_one(listener.get_ref())) else { break };
         let (socket, address) = accepted?;
-        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, Peer { address }));
+        let peer = Peer { address, listener: door };
+        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, peer));
     }
     Ok(())
 }

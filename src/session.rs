@@ -8,11 +8,11 @@ use prost::Message as _;
 
 use crate::clock::Now;
 use crate::close::CloseReason;
-use crate::config::Config;
+use crate::config::{Config, Secret};
 use crate::pattern::{self, Pattern, PatternError};
 use crate::wire::codec::{self, ChannelRef};
 use crate::wire::control::{
-    ARRIVALS_MAX, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Subscribe, Unsupported,
+    ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Subscribe, Unsupported,
 };
 use crate::wire::{ChannelId, Codec};
 
@@ -32,6 +32,9 @@ pub const RATES_HZ: [f64; 26] = [
 
 /// Longest time that a frame may wait in the outbox, in milliseconds.
 pub const MAX_AGE_MS_MAX: u32 = 60_000;
+
+/// Tokens that a connection may have checked in a second: it needs one for as long as it is good.
+const AUTHS_PER_S_MAX: u64 = 2;
 
 /// A peer above its rate is told this often.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
@@ -68,6 +71,13 @@ pub enum Action {
         id: Option<u64>,
         /// Of the request.
         client_ns: Option<Digits>,
+    },
+    /// Check a token.
+    Auth {
+        /// Of the request.
+        id: Option<u64>,
+        /// The token.
+        token: Secret,
     },
     /// Answer with the ledgers.
     Stats {
@@ -119,6 +129,17 @@ pub enum Refusal {
         /// The field, the value and the remedy.
         message: String,
     },
+    /// An error, and then the end.
+    Last {
+        /// Of the request, where it could be read.
+        id: Option<u64>,
+        /// Its name.
+        code: ErrorCode,
+        /// The field, the value and the remedy.
+        message: String,
+        /// Why it ends.
+        reason: CloseReason,
+    },
     /// Nothing: the peer was told of the same a moment ago.
     Silence,
     /// The end.
@@ -136,9 +157,12 @@ impl Refusal {
 pub struct Session {
     config: Arc<Config>,
     codec: Codec,
+    /// Nothing but an `auth` is served.
+    waits: bool,
     messages: Bucket,
     bytes: Bucket,
     control: Bucket,
+    auths: Bucket,
     over_since: Option<Instant>,
     refused_at: Option<Instant>,
     told_at: Option<Instant>,
@@ -147,15 +171,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// The beginning of a conversation in `codec`.
+    /// The beginning of a conversation in `codec`. If it `waits`, the client has to say first who it is.
     #[must_use]
-    pub fn new(config: Arc<Config>, codec: Codec, now: Now) -> Self {
+    pub fn new(config: Arc<Config>, codec: Codec, waits: bool, now: Now) -> Self {
         let limits = &config.inbound;
         Self {
             codec,
+            waits,
             messages: Bucket::new(u64::from(limits.publish_messages_per_s_max), now.at),
             bytes: Bucket::new(limits.publish_bytes_per_s_max, now.at),
             control: Bucket::new(u64::from(limits.control_messages_per_s_max), now.at),
+            auths: Bucket::new(AUTHS_PER_S_MAX, now.at),
             config,
             over_since: None,
             refused_at: None,
@@ -169,6 +195,17 @@ impl Session {
     #[must_use]
     pub const fn codec(&self) -> Codec {
         self.codec
+    }
+
+    /// Whether the client still has to say who it is.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// The client is known: everything is served from now on.
+    pub const fn note_known(&mut self) {
+        self.waits = false;
     }
 
     /// A text message: control, or a publish in the JSON codec.
@@ -188,7 +225,10 @@ impl Session {
         }
         let request: Request = serde_json::from_str(text)
             .map_err(|error| Refusal::error(readable_id(text), ErrorCode::BadRequest, invalid(&error)))?;
-        self.handle_request(request)
+        if self.waits && !matches!(request, Request::Auth(_)) {
+            return Err(unauthorized(request.id()));
+        }
+        self.handle_request(request, now)
     }
 
     /// A binary message of a codec that is not protobuf: a publish in `MessagePack`.
@@ -206,8 +246,12 @@ impl Session {
     /// Whether a publish of that many bytes is within the rate; call it once for each, before it is decoded.
     ///
     /// # Errors
-    /// [`Refusal::Error`] once a second, [`Refusal::Silence`] in between, and the end after the time of grace.
+    /// [`Refusal::Error`] once a second, [`Refusal::Silence`] in between, and the end after the time of grace, or at once
+    /// where the client has not said yet who it is.
     pub fn check_publish_rate(&mut self, bytes: usize, now: Now) -> Result<(), Refusal> {
+        if self.waits {
+            return Err(unauthorized(None));
+        }
         // Both are asked, so that a message over one limit does not use up the other.
         if self.messages.has(1, now.at) && self.bytes.has(bytes as u64, now.at) {
             self.messages.take(1);
@@ -290,7 +334,7 @@ impl Session {
         Ok(Action::Publish { channel, message: decoded.publish.encode_to_vec() })
     }
 
-    fn handle_request(&self, request: Request) -> Result<Action, Refusal> {
+    fn handle_request(&mut self, request: Request, now: Now) -> Result<Action, Refusal> {
         let id = request.id();
         if let Some(id) = id.filter(|id| *id > REQUEST_ID_MAX) {
             let message =
@@ -318,10 +362,25 @@ impl Session {
                 }
                 Ok(Action::Stats { id, arrival_ns: stats.arrival_ns })
             }
-            Request::Auth(Unsupported { id }) => Err(unsupported(id, "auth")),
+            Request::Auth(Auth { id, token }) => self.handle_auth(id, token, now),
             Request::Presence(Unsupported { id }) => Err(unsupported(id, "presence")),
             Request::History(Unsupported { id }) => Err(unsupported(id, "history")),
         }
+    }
+
+    fn handle_auth(&mut self, id: Option<u64>, token: Secret, now: Now) -> Result<Action, Refusal> {
+        if self.config.is_open() {
+            let message = "auth: this server has no keys and lets everybody in; leave it out";
+            return Err(Refusal::error(id, ErrorCode::Unsupported, message));
+        }
+        // To check a signature may take as long as a thousand other requests.
+        if !self.auths.has(1, now.at) {
+            let message =
+                format!("auth: at most {AUTHS_PER_S_MAX} a second; a token is good until it expires");
+            return Err(Refusal::error(id, ErrorCode::RateLimited, message));
+        }
+        self.auths.take(1);
+        Ok(Action::Auth { id, token })
     }
 
     fn handle_subscribe(&self, request: &Subscribe) -> Result<Action, Refusal> {
@@ -364,6 +423,16 @@ fn effective_delay(asked_ms: u32, window_ms: u32) -> u32 {
 
 fn effective_rate(asked_hz: f64) -> Option<f64> {
     RATES_HZ.into_iter().rev().find(|step| *step <= asked_hz)
+}
+
+/// What anything gets that is said before who says it.
+fn unauthorized(id: Option<u64>) -> Refusal {
+    Refusal::Last {
+        id,
+        code: ErrorCode::Unauthorized,
+        message: "send {\"type\":\"auth\",\"token\":TOKEN} before anything else, or bring the token in the handshake".into(),
+        reason: CloseReason::Unauthenticated,
+    }
 }
 
 fn unsupported(id: Option<u64>, what: &str) -> Refusal {

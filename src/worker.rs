@@ -30,8 +30,10 @@ use crate::outbox::ready::{Place, ReadyList};
 use crate::wire::control::{Digits, Event};
 use crate::wire::{ConnectionId, ws};
 
+pub mod gate;
 pub mod timer;
 
+use gate::Gate;
 use timer::Timer;
 
 /// Bytes that one read takes at the most. One buffer for all connections of a worker.
@@ -47,6 +49,8 @@ pub struct Shared {
     pub config: Arc<Config>,
     /// The way between workers.
     pub router: Arc<Router>,
+    /// Who is let in.
+    pub gate: Gate,
     /// When the server started.
     pub started: Instant,
     /// Whether new connections are welcome.
@@ -71,6 +75,7 @@ impl Shared {
     pub fn new(config: Arc<Config>, router: Arc<Router>) -> Self {
         let clock = Clock::new();
         Self {
+            gate: Gate::new(Arc::clone(&config)),
             config,
             router,
             started: clock.now().at,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tidewire::config::Config;
 use tidewire::connection::{self, Upgraded, Wanted};
 use tidewire::hub::router::Router;
-use tidewire::peer::Peer;
+use tidewire::peer::{Listener, Peer};
 use tidewire::worker::{Shared, Worker};
 
 #[path = "../benches/fanout/room.rs"]
@@ -41,7 +41,7 @@ fn the_future_of_a_connection_is_small() {
     let (router, _) = Router::new(1, config.channel.channels_total_max);
     let worker = Rc::new(Worker::new(0, Arc::new(Shared::new(config, router))));
     let (io, _peer) = tokio::io::duplex(1);
-    let peer = Rc::new(Peer { address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)) });
+    let peer = Rc::new(Peer { address: ([127, 0, 0, 1], 1).into(), listener: Listener::Public });
     let upgraded = Upgraded { peer, wanted: Wanted::Echo, answer: Vec::new(), leftover: Bytes::new() };
     let bytes = size_of_val(&connection::run(worker, io, upgraded));
     assert!(bytes <= BYTES_MAX, "{bytes} bytes, at most {BYTES_MAX}");

@@ -8,6 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::Config;
+use tidewire::hub::access::Standing;
 use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::{Router, ToWorker};
 use tidewire::hub::{Hub, Published};
@@ -43,7 +44,13 @@ impl Workers {
         let config = Config::default();
         let handle = Rc::new(OutboxHandle::new(config.outbox, Rc::default()));
         let (id, codec) = (ConnectionId(1), Codec::Protobuf);
-        let new = NewMember { id, handle: Rc::clone(&handle), codec, user: None, remote: "".into() };
+        let new = NewMember {
+            id,
+            handle: Rc::clone(&handle),
+            codec,
+            standing: Standing::Open { user: None },
+            remote: "".into(),
+        };
         (self.hubs[worker].add_member(new, self.now), handle)
     }
 

@@ -19,6 +19,7 @@ use prost::Message;
 use serde_json::Value as Json;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::Config;
+use tidewire::hub::access::Standing;
 use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::{FRAME_CREDIT_KIB, Router, ToWorker};
 use tidewire::hub::{Hub, Published};
@@ -299,8 +300,13 @@ impl World {
         let handle = Rc::new(OutboxHandle::new(self.config.outbox.clone(), Rc::default()));
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
-        let new =
-            NewMember { id, handle: Rc::clone(&handle), codec, user: None, remote: Box::from("a peer") };
+        let new = NewMember {
+            id,
+            handle: Rc::clone(&handle),
+            codec,
+            standing: Standing::Open { user: None },
+            remote: Box::from("a peer"),
+        };
         let member = self.hubs[worker].add_member(new, self.now);
         self.connections.push(Connection {
             worker,

@@ -13,6 +13,7 @@ use prost::Message as _;
 use tidewire::clock::Now;
 use tidewire::config::Config;
 use tidewire::hub::Published;
+use tidewire::hub::access::Standing;
 use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::Router;
 use tidewire::keepalive::Keepalive;
@@ -163,7 +164,7 @@ fn enter(worker: &Worker, now: Now) -> Rc<Watched> {
         id: ConnectionId(1),
         handle: Rc::clone(&handle),
         codec: Codec::Protobuf,
-        user: None,
+        standing: Standing::Open { user: None },
         remote: "".into(),
     };
     let member = worker.hub.borrow_mut().add_member(new, now);

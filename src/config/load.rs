@@ -5,13 +5,14 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, nearest, nearest_key, printable, quoted, shown, unknown};
-use super::relation::{RELATIONS, Relation};
+use super::relation::{RELATIONS, RULES, Relation, Rule};
 use super::setting::{Given, VARIABLE_PREFIX};
 use super::{Config, KEYS, Key, SECTIONS};
 
@@ -19,6 +20,9 @@ pub use super::problem::{Problem, Problems};
 
 /// The variable that names the file, where `--config` does not.
 pub const FILE_VARIABLE: &str = "TIDEWIRE_CONFIG";
+
+/// The variable that holds the token of the client commands.
+pub const TOKEN_VARIABLE: &str = "TIDEWIRE_TOKEN";
 
 /// The largest file that is read, in bytes: many times the whole default file, and an end for `/dev/zero`.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -105,7 +109,12 @@ impl Layers {
     pub fn file(&mut self, path: &Path) {
         let name = printable(&path.to_string_lossy());
         match read(path) {
-            Ok(text) => self.toml(&name, &text),
+            Ok((text, mode)) => {
+                self.toml(&name, &text);
+                if mode & 0o077 != 0 {
+                    self.report_open_secrets(&name, mode);
+                }
+            }
             Err(error) => {
                 let reason = format!("the file cannot be read: {error}");
                 self.report(Place::File(name), String::new(), None, reason);
@@ -126,7 +135,9 @@ impl Layers {
         let mut variables: Vec<_> = variables
             .into_iter()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
-            .filter(|(name, _)| name.starts_with(VARIABLE_PREFIX) && name != FILE_VARIABLE)
+            .filter(|(name, _)| {
+                name.starts_with(VARIABLE_PREFIX) && name != FILE_VARIABLE && name != TOKEN_VARIABLE
+            })
             .collect();
         variables.sort();
         for (name, value) in variables {
@@ -164,7 +175,8 @@ impl Layers {
             };
             if !seen.insert(index) {
                 let reason = format!("{path} is given twice; keep one");
-                self.report(Place::Flags, subject, Some(quoted(value)), reason);
+                let value = (!KEYS[index].is_secret()).then(|| quoted(value));
+                self.report(Place::Flags, subject, value, reason);
                 continue;
             }
             self.offer(index, Place::Flags, subject, quoted(value), Given::Text(value));
@@ -181,18 +193,48 @@ impl Layers {
                 self.problems.push(problem);
             }
         }
+        for rule in RULES.iter().filter(|rule| (rule.broken)(&self.config)) {
+            if let Some(problem) = self.broken_rule(rule) {
+                self.problems.push(problem);
+            }
+        }
         if self.problems.is_empty() { Ok(self.config) } else { Err(Problems(self.problems)) }
     }
 
     /// Takes a value for a key, or reports it.
     fn offer(&mut self, index: usize, place: Place, subject: String, value: String, given: Given<'_>) {
         let key = &KEYS[index];
-        self.origins[index] = if (key.set)(&mut self.config, given) {
+        self.origins[index] = if key.is_secret() && place == Place::Flags {
+            let remedy = format!(
+                "every user of the machine can read the command line; set {} or a file instead",
+                key.variable()
+            );
+            self.report(place, format!("--set {}", key.path()), None, remedy);
+            Origin::Refused
+        } else if (key.set)(&mut self.config, given) {
             Origin::Given { place, subject }
         } else {
-            self.report(place, subject, Some(value), format!("give {}", key.expected()));
+            let value = (!key.is_secret()).then_some(value);
+            self.report(place, subject, value, format!("give {}", key.expected()));
             Origin::Refused
         };
+    }
+
+    /// Others than its owner can read the file `name`: there may be no secret in it.
+    fn report_open_secrets(&mut self, name: &str, mode: u32) {
+        for (index, key) in KEYS.iter().enumerate().filter(|(_, key)| key.is_secret()) {
+            if let Origin::Given { place: place @ Place::Line(file, _), subject } = &self.origins[index]
+                && file == name
+                && !key.is_default(&self.config)
+            {
+                let reason = format!(
+                    "a secret in a file that others can read (mode {:03o}); chmod 600 the file",
+                    mode & 0o777
+                );
+                let problem = Problem { place: place.clone(), subject: subject.clone(), value: None, reason };
+                self.problems.push(problem);
+            }
+        }
     }
 
     /// The message of a broken relation, at the place of the first of its settings that was given. `None` if one was
@@ -221,6 +263,25 @@ impl Layers {
         };
         let reason = format!("{demand}, since {}; with {}", relation.since, others.join(", "));
         Some(Problem { place, subject, value: Some(value), reason })
+    }
+
+    /// The message of a broken rule, at the place of its setting; nothing where a setting that it is about was refused.
+    fn broken_rule(&self, rule: &Rule) -> Option<Problem> {
+        let index_of = |path: &str| KEYS.iter().position(|key| key.path() == path);
+        let refused =
+            |path: &&str| index_of(path).is_some_and(|index| matches!(self.origins[index], Origin::Refused));
+        let index = index_of(rule.key)?;
+        let Origin::Given { place, subject } = &self.origins[index] else { return None };
+        if rule.of.iter().any(refused) {
+            return None;
+        }
+        let value = (!KEYS[index].is_secret()).then(|| KEYS[index].value(&self.config));
+        Some(Problem {
+            place: place.clone(),
+            subject: subject.clone(),
+            value,
+            reason: rule.remedy.to_owned(),
+        })
     }
 
     fn report(&mut self, place: Place, subject: String, value: Option<String>, reason: String) {
@@ -308,14 +369,16 @@ impl Document<'_> {
     }
 }
 
-/// Reads a file of at most [`FILE_BYTES_MAX`] bytes.
-fn read(path: &Path) -> io::Result<String> {
+/// Reads a file of at most [`FILE_BYTES_MAX`] bytes; with its mode.
+fn read(path: &Path) -> io::Result<(String, u32)> {
     let mut text = String::new();
-    let bytes = File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode();
+    let bytes = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
     if bytes as u64 > FILE_BYTES_MAX {
         return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
     }
-    Ok(text)
+    Ok((text, mode))
 }
 
 #[cfg(test)]
@@ -544,6 +607,57 @@ mod tests {
     }
 
     #[test]
+    fn rules_of_single_keys_are_checked() {
+        const REMEDY: &str = "everybody who reaches this address could do everything; set auth.keys_file or auth.secret, or \
+                              insecure_open = true";
+        let rows = [
+            ("listen = '0.0.0.0:9400'", format!("t.toml:1: listen = \"0.0.0.0:9400\": {REMEDY}")),
+            ("listen = '[::]:9400'", format!("t.toml:1: listen = \"[::]:9400\": {REMEDY}")),
+            ("listen = '127.1.2.3:9400'", String::new()),
+            ("listen = '0.0.0.0:9400'\ninsecure_open = true", String::new()),
+            ("auth.cookie = 'a'\nserver.origins = '*'", "t.toml:1: auth.cookie = \"a\": any page could use the cookies of \
+                whoever visits it; list the pages in server.origins".to_owned()),
+            ("admin.token = 'a token that nobody can send, at all'", "t.toml:1: admin.token: a token that no client can send \
+                (RFC 6750); use ASCII letters, digits and - . _ ~ + / =".to_owned()),
+            ("admin.listen = '0.0.0.0:9401'", "t.toml:1: admin.listen = \"0.0.0.0:9401\": everybody who reaches this address \
+                could see everything; set admin.token, or keys for tokens with the right admin, or insecure_open = true".to_owned()),
+            ("listen = '0.0.0.0:9400'\nauth.keys_file = 'keys.json'", String::new()),
+            ("listen = '0.0.0.0:9400'\nauth.secret = 'a key that nobody guesses, at all'", String::new()),
+        ];
+        for (toml, expected) in rows {
+            assert_eq!(messages(toml, &[], &[]).join("\n"), expected, "{toml}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown_and_not_taken_from_open_files() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let short = "shorter than it has to be";
+        let problems = messages(&format!("auth.secret = '{short}'"), &[("TIDEWIRE_ADMIN_TOKEN", short)], &[]);
+        assert_eq!(problems.len(), 2);
+        assert!(!problems.join("").contains(short), "{problems:?}");
+        assert_eq!(messages("", &[(TOKEN_VARIABLE, short)], &[]), [""; 0], "it is for the client commands");
+
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("t.toml");
+        std::fs::write(&path, "[admin]\ntoken = 'a-key-that-nobody-guesses-at-all'\n").expect("written");
+        for (mode, sound) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("the mode");
+            let read = from_file(&path);
+            assert_eq!(read.is_ok(), sound, "{mode:o}");
+            if let Err(problems) = read {
+                let expected = format!(
+                    "{}:2: admin.token: a secret in a file that others can read (mode {mode:03o}); chmod 600 the file",
+                    path.display()
+                );
+                assert_eq!(problems.to_string(), expected);
+            }
+        }
+        std::fs::write(&path, default_file()).expect("written");
+        assert_eq!(from_file(&path), Ok(Config::default()), "an empty secret is none");
+    }
+
+    #[test]
     fn later_layers_win() {
         const FILE: &str = "[server]\nping_interval_ms = 1";
         const VARIABLE: &[(&str, &str)] = &[("TIDEWIRE_SERVER_PING_INTERVAL_MS", "2")];
@@ -577,6 +691,8 @@ mod tests {
                     "log_format" => LogFormat::Json.label(),
                     "log_filter" => "warn,tidewire::hub=debug",
                     "origins" => "https://a.example,http://b.example:81",
+                    "issuer" | "audience" | "cookie" | "keys_file" => "some-text",
+                    _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
                     name => panic!("{name} needs another value for this test"),
                 };
                 return (format!("\"{text}\""), text.to_owned());
@@ -592,11 +708,18 @@ mod tests {
             let (path, variable) = (key.path(), key.variable());
             let file = layered(&format!("{path} = {toml}"), &[], &[]).expect("the file is sound");
             let environment = layered("", &[(&variable, &text)], &[]).expect("the variable is sound");
-            let flag = layered("", &[], &[&format!("{path}={text}")]).expect("the flag is sound");
-            assert_eq!(key.value(&file), toml, "{path}");
+            let flag = layered("", &[], &[&format!("{path}={text}")]);
             assert_ne!(file, Config::default(), "{path}");
             assert_eq!(environment, file, "{path}");
-            assert_eq!(flag, file, "{path}");
+            if key.is_secret() {
+                let problems = flag.expect_err("others would see it").to_string();
+                assert!(problems.contains(&variable) && !problems.contains(&text), "{problems}");
+                assert_eq!(key.value(&file), "\"\"", "{path} is not shown");
+                assert!(!format!("{file:?}").contains(&text), "{path} is not shown");
+            } else {
+                assert_eq!(flag.expect("the flag is sound"), file, "{path}");
+                assert_eq!(key.value(&file), toml, "{path}");
+            }
         }
     }
 

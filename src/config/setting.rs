@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -18,6 +19,8 @@ pub struct Key {
     pub(super) suffix: &'static str,
     pub(super) doc: &'static [&'static str],
     pub(super) varies: Option<&'static str>,
+    pub(super) secret: bool,
+    pub(super) equal: fn(&Config, &Config) -> bool,
     pub(super) expected: fn() -> String,
     pub(super) get: fn(&Config) -> String,
     pub(super) set: fn(&mut Config, Given<'_>) -> bool,
@@ -67,6 +70,17 @@ impl Key {
     #[must_use]
     pub fn value(&self, config: &Config) -> String {
         (self.get)(config)
+    }
+
+    /// Whether it is as it is by default.
+    pub(super) fn is_default(&self, config: &Config) -> bool {
+        (self.equal)(config, &Config::default())
+    }
+
+    /// Whether its value may not be shown, and not be given where others can read it.
+    #[must_use]
+    pub const fn is_secret(&self) -> bool {
+        self.secret
     }
 
     /// In words, a default that depends on the machine; `None` if the default is the same everywhere.
@@ -129,6 +143,8 @@ impl Given<'_> {
 pub(super) trait Setting: Sized {
     /// What the key adds to the name of the field: the unit, where the type does not carry it.
     const SUFFIX: &'static str = "";
+    /// Whether nobody may see it.
+    const SECRET: bool = false;
     /// How a declaration narrows the type.
     type Bounds;
     /// The value, if it is of the type and within the bounds.
@@ -240,6 +256,33 @@ pub(super) use text;
 
 text!(SocketAddr, "an IP address and a port, such as \"127.0.0.1:9400\" or \"[::]:9400\"");
 
+text!(String, "a text");
+
+/// An empty text is nothing.
+macro_rules! optional_text {
+    ($Type:ty, $show:expr, $expected:literal) => {
+        impl Setting for Option<$Type> {
+            type Bounds = Any;
+
+            fn take(given: Given<'_>, _: &Any) -> Option<Self> {
+                given.text(|text| if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) })
+            }
+
+            fn expected(_: &Any, _: &str) -> String {
+                concat!($expected, ", or \"\" for none").to_owned()
+            }
+
+            fn to_toml(&self) -> String {
+                string(&self.as_ref().map($show).unwrap_or_default())
+            }
+        }
+    };
+}
+
+optional_text!(SocketAddr, SocketAddr::to_string, "an IP address and a port, such as \"127.0.0.1:9401\"");
+optional_text!(PathBuf, |path| path.display().to_string(), "the name of a file");
+optional_text!(String, Clone::clone, "a text");
+
 /// A string as TOML.
 pub(super) fn string(value: &impl Display) -> String {
     toml::Value::String(value.to_string()).to_string()
@@ -308,6 +351,8 @@ macro_rules! settings {
                 suffix: <$Top as Setting>::SUFFIX,
                 doc: &[$($top_doc),+],
                 varies: [$(Some($top_varies),)? None][0],
+                secret: <$Top as Setting>::SECRET,
+                equal: |one, other| one.$top == other.$top,
                 expected: || <$Top as Setting>::expected(&$top_bounds, $top_unit),
                 get: |config| config.$top.to_toml(),
                 set: |config, given| store(&mut config.$top, given, &$top_bounds),
@@ -318,6 +363,8 @@ macro_rules! settings {
                 suffix: <$Type as Setting>::SUFFIX,
                 doc: &[$($doc),+],
                 varies: None,
+                secret: <$Type as Setting>::SECRET,
+                equal: |one, other| one.$section.$field == other.$section.$field,
                 expected: || <$Type as Setting>::expected(&$bounds, $unit),
                 get: |config| config.$section.$field.to_toml(),
                 set: |config, given| store(&mut config.$section.$field, given, &$bounds),

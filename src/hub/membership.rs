@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use super::access::Standing;
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Role};
@@ -17,7 +18,7 @@ use super::{Hub, Receiver, Refused};
 use crate::clock::Now;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::{Slot, SlotOptions};
-use crate::pattern::{self, Pattern};
+use crate::pattern::Pattern;
 use crate::session::DeliveryOptions;
 use crate::wire::control::{ChannelEntry, ErrorCode, Event, Ledger, Policy, Position};
 use crate::wire::{ChannelId, Codec, ConnectionId, Seq};
@@ -57,8 +58,8 @@ pub struct NewMember {
     pub handle: Rc<OutboxHandle>,
     /// How its data is encoded.
     pub codec: Codec,
-    /// Who it says it is.
-    pub user: Option<Box<str>>,
+    /// How far the server knows who it is.
+    pub standing: Standing,
     /// Address of the peer.
     pub remote: Box<str>,
 }
@@ -69,7 +70,9 @@ pub(super) struct Member {
     pub(super) id: ConnectionId,
     pub(super) handle: Rc<OutboxHandle>,
     pub(super) codec: Codec,
-    pub(super) user: Option<Box<str>>,
+    pub(super) standing: Standing,
+    /// It was told that its token ends soon.
+    pub(super) told_expiring: bool,
     pub(super) remote: Box<str>,
     pub(super) since: Now,
     pub(super) subscriptions: Slab<Subscription>,
@@ -159,15 +162,16 @@ enum Tell {
 }
 
 impl Hub {
-    /// Takes a connection in. Returns its place.
+    /// Takes a connection in, and subscribes a user to the user's inbox. Returns its place.
     pub fn add_member(&mut self, new: NewMember, now: Now) -> usize {
         self.metrics.counters.connections_opened += 1;
-        let NewMember { id, handle, codec, user, remote } = new;
-        self.members.insert(Member {
+        let NewMember { id, handle, codec, standing, remote } = new;
+        let member = self.members.insert(Member {
             id,
             handle,
             codec,
-            user,
+            standing,
+            told_expiring: false,
             remote,
             since: now,
             subscriptions: Slab::new(),
@@ -175,7 +179,9 @@ impl Hub {
             receiving: HashMap::new(),
             advertised: HashMap::new(),
             told_full_at: None,
-        })
+        });
+        self.open_inbox(member, now);
+        member
     }
 
     /// Forgets a connection: afterwards no list holds it.
@@ -338,12 +344,7 @@ impl Hub {
         name: &str,
         now: Now,
     ) -> Result<ChannelId, Refused> {
-        if pattern::is_reserved(name) && !is_inbox(name) {
-            return Err(Refused {
-                code: ErrorCode::Forbidden,
-                message: format!("channel {name:?} belongs to the server; only $user.ID takes publishes"),
-            });
-        }
+        self.check_writable(member, name)?;
         if let Some(channel) = self.advertised(member, name) {
             let info = Arc::clone(&self.members[member].advertised[&channel]);
             self.answer_advertise(member, id, &info, Tell::Nobody);
@@ -622,7 +623,7 @@ impl Hub {
     }
 
     /// Removes a subscription; its channels go over to another that matches, or end. Returns the ledgers of those.
-    fn end_subscription(&mut self, member: usize, number: usize, now: Now) -> Vec<Ledger> {
+    pub(super) fn end_subscription(&mut self, member: usize, number: usize, now: Now) -> Vec<Ledger> {
         let this = &mut self.members[member];
         let removed = this.subscriptions.remove(number);
         self.patterns.remove(&removed.pattern, (member, number));
@@ -721,21 +722,6 @@ impl Hub {
         }
     }
 
-    /// Whether the connection may subscribe to this: the inbox of a user is that user's alone.
-    fn check_readable(&self, member: usize, pattern: &Pattern) -> Result<(), Refused> {
-        let Some(inbox) = pattern.as_str().strip_prefix("$user.") else { return Ok(()) };
-        if self.members[member].user.as_deref() == Some(inbox) {
-            return Ok(());
-        }
-        Err(Refused {
-            code: ErrorCode::Forbidden,
-            message: format!(
-                "channel {:?} is another user's inbox; connect with ?user=ID to receive $user.ID",
-                pattern.as_str()
-            ),
-        })
-    }
-
     fn directory_full(&self) -> Refused {
         over_limit("channels of the server", self.config.channel.channels_total_max, "use fewer names")
     }
@@ -746,12 +732,19 @@ impl Hub {
         over_limit("delivery classes of a channel", classes_max, remedy)
     }
 
-    fn release_all(&self, channels: impl IntoIterator<Item = ChannelId>, now: Now) {
+    pub(super) fn release_all(&self, channels: impl IntoIterator<Item = ChannelId>, now: Now) {
         self.router.directory(|directory| {
             for channel in channels {
                 directory.release(channel, now.at);
             }
         });
+    }
+}
+
+impl Subscription {
+    /// What it is to.
+    pub(super) const fn pattern(&self) -> &Pattern {
+        &self.pattern
     }
 }
 
@@ -766,17 +759,13 @@ impl Member {
         matching.min_by_key(|(_, s)| (!s.pattern.is_literal(), s.order)).map(|(number, _)| number)
     }
 
-    fn refuse(&self, id: Option<u64>, refused: &Refused) {
+    pub(super) fn refuse(&self, id: Option<u64>, refused: &Refused) {
         self.handle.push_event(&Event::Error { id, code: refused.code, message: &refused.message });
     }
 }
 
 fn entry(info: &ChannelInfo, seq: Seq) -> ChannelEntry<'_> {
     ChannelEntry { channel: info.id.0, name: &info.name, epoch: info.epoch, seq }
-}
-
-fn is_inbox(name: &str) -> bool {
-    name.strip_prefix("$user.").is_some_and(|user| !user.contains('.'))
 }
 
 fn over_limit(what: &str, most: usize, remedy: &str) -> Refused {

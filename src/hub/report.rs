@@ -44,7 +44,7 @@ impl Hub {
                 connection: member.id.0,
                 worker: self.worker,
                 remote: member.remote.to_string(),
-                user: member.user.as_deref().map(str::to_owned),
+                user: member.standing.user().map(str::to_owned),
                 protocol: member.codec.subprotocol(),
                 age_ms: since(member.since.at),
                 subscriptions: member.subscriptions.len(),

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
 use crate::peer::Peer;
@@ -125,6 +126,8 @@ pub enum ToWorker {
     },
     /// List connections and channels.
     List(oneshot::Sender<Listing>),
+    /// Somebody is shut out, since this second of Unix time.
+    Revoke(Arc<Revoked>, u64),
     /// The server is shutting down: flush and end every connection.
     Drain,
     /// In a drain: a worker has sealed everything, and its frames are in this inbox, before this.
@@ -212,7 +215,7 @@ pub struct ConnectionRow {
     pub worker: usize,
     /// Address of the peer.
     pub remote: String,
-    /// Who it says it is.
+    /// The owner of `$user.ID`: who its token says, or who it says itself where there are no keys.
     pub user: Option<String>,
     /// Its subprotocol.
     pub protocol: &'static str,

@@ -153,6 +153,10 @@ label! {
         Address = "address",
         /// A web page from a place that may not connect: 403.
         Origin = "origin",
+        /// No token, or one that is not taken: 401.
+        Unauthorized = "unauthorized",
+        /// A token that has been revoked: 403.
+        Revoked = "revoked",
         /// Not a WebSocket handshake as RFC 6455 section 4.2.1 wants it: 400.
         BadRequest = "bad_request",
         /// A method other than GET: 405.

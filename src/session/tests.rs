@@ -11,7 +11,7 @@ fn session(change: impl FnOnce(&mut Config)) -> (Session, Now) {
     config.inbound.control_messages_per_s_max = 1_000_000;
     change(&mut config);
     let now = Clock::new().now();
-    (Session::new(Arc::new(config), Codec::Json, now), now)
+    (Session::new(Arc::new(config), Codec::Json, false, now), now)
 }
 
 fn ask(text: &str) -> Result<Action, Refusal> {
@@ -423,11 +423,11 @@ fn a_stream_of_invalid_messages_is_abuse_and_a_few_are_not() {
 fn each_codec_takes_its_own_publishes() {
     let now = Clock::new().now();
     for codec in [Codec::Protobuf, Codec::MessagePack] {
-        let mut session = Session::new(Arc::new(Config::default()), codec, now);
+        let mut session = Session::new(Arc::new(Config::default()), codec, false, now);
         let (_, code, message) = refused(session.handle_text(PUBLISH, now));
         assert_eq!(code, ErrorCode::BadRequest, "{message}");
     }
-    let session = Session::new(Arc::new(Config::default()), Codec::MessagePack, now);
+    let session = Session::new(Arc::new(Config::default()), Codec::MessagePack, false, now);
     for message in [&b""[..], b"\xc1", b"\x80", b"\x93\x01\x02\x03", &[0x91; 200]] {
         let (id, code, _) = refused(session.handle_msgpack(message));
         assert_eq!((id, code), (None, ErrorCode::BadPayload), "{message:?}");

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Seq;
+use crate::config::Secret;
 
 /// Largest `id` that a request may carry: JSON numbers above it are not exact in every client.
 pub const REQUEST_ID_MAX: u64 = (1 << 53) - 1;
@@ -24,8 +25,8 @@ pub enum Request {
     Ping(Ping),
     /// Ask for the connection's ledger, or report arrival latencies.
     Stats(Stats),
-    /// Identify oneself. Answered `unsupported` for now.
-    Auth(Unsupported),
+    /// Say who one is, or go on with a new token.
+    Auth(Auth),
     /// Who is on a channel. Answered `unsupported` for now.
     Presence(Unsupported),
     /// Samples of the past. Answered `unsupported` for now.
@@ -42,7 +43,8 @@ impl Request {
             Self::Advertise(request) => request.id,
             Self::Ping(request) => request.id,
             Self::Stats(request) => request.id,
-            Self::Auth(request) | Self::Presence(request) | Self::History(request) => request.id,
+            Self::Auth(request) => request.id,
+            Self::Presence(request) | Self::History(request) => request.id,
         }
     }
 }
@@ -114,6 +116,16 @@ pub struct Stats {
 /// Most latencies in one `stats`.
 pub const ARRIVALS_MAX: usize = 1_000;
 
+/// `auth`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// A JSON Web Token.
+    pub token: Secret,
+}
+
 /// A request whose fields are not looked at, because the answer is `unsupported`.
 #[derive(Debug, Deserialize)]
 pub struct Unsupported {
@@ -148,9 +160,15 @@ pub enum Event<'a> {
         connection: u64,
         /// The server's clock.
         server_ns: Digits,
-        /// Who the client says it is.
+        /// The owner of `$user.ID`: the subject of the token, or who the client says it is where there are no keys.
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<&'a str>,
+        /// When the token ends, in seconds of Unix time.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expires_s: Option<u64>,
+        /// The time to send an `auth`, where one is needed before anything else.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        auth_timeout_ms: Option<u64>,
         /// What the server refuses.
         limits: WelcomeLimits,
         /// What the server does if not asked otherwise.
@@ -173,6 +191,21 @@ pub enum Event<'a> {
         max_rate_hz: Option<f64>,
         /// The channels that match now.
         channels: Vec<ChannelEntry<'a>>,
+    },
+    /// Answer to `auth`.
+    Authenticated {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The owner of `$user.ID`.
+        user: &'a str,
+        /// When the token ends, in seconds of Unix time.
+        expires_s: u64,
+    },
+    /// The token ends soon: the connection, too, unless an `auth` brings another.
+    TokenExpiring {
+        /// When, in seconds of Unix time.
+        expires_s: u64,
     },
     /// Answer to `unsubscribe`, with the ledger of each channel that it ends.
     Unsubscribed {
@@ -361,13 +394,17 @@ pub enum ErrorCode {
     NotSubscribed,
     /// A publish to a channel that this connection did not advertise.
     NotAdvertised,
-    /// A channel that belongs to the server or to somebody else.
+    /// A channel that belongs to the server or to somebody else, or that the token gives no right to.
     Forbidden,
+    /// No token yet, or one that is not taken.
+    Unauthorized,
+    /// The token has ended; the connection ends with it.
+    TokenExpired,
 }
 
 impl ErrorCode {
     /// Every code, in the order of the table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::BadRequest,
         Self::BadChannel,
         Self::BadPayload,
@@ -377,6 +414,8 @@ impl ErrorCode {
         Self::NotSubscribed,
         Self::NotAdvertised,
         Self::Forbidden,
+        Self::Unauthorized,
+        Self::TokenExpired,
     ];
 
     /// The name on the wire and in metrics.
@@ -392,6 +431,8 @@ impl ErrorCode {
             Self::NotSubscribed => "not_subscribed",
             Self::NotAdvertised => "not_advertised",
             Self::Forbidden => "forbidden",
+            Self::Unauthorized => "unauthorized",
+            Self::TokenExpired => "token_expired",
         }
     }
 }

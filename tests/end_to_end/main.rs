@@ -7,6 +7,7 @@ mod faults;
 mod foreign_clients;
 mod framing;
 mod handshake;
+mod identity;
 mod protocol;
 mod shutdown;
 mod slow_subscriber;

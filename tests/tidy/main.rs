@@ -22,17 +22,17 @@ mod ladder;
 /// a decision here.
 const LADDER: &[&[&str]] = &[
     &["clock", "close", "config/*", "pattern/*", "peer"],
-    &["wire/*"],
+    &["auth/*", "wire/*"],
     &["metrics/*", "reading"],
     &["hub/batch", "hub/directory", "hub/overload", "keepalive", "outbox/*", "session/*"],
     &["hub/channel"],
     &["hub/router"],
-    // Three files of one struct: the data half, the control half, and what it tells.
-    &["hub|hub/membership|hub/report"],
+    // Four files of one struct: the data half, the control half, who may do it, and what it tells.
+    &["hub|hub/access|hub/membership|hub/report"],
     &["worker/*", "host/*", "system"],
     &["inbound", "outbound"],
     &["connection"],
-    &["http"],
+    &["http/*"],
     &["publisher"],
     &["server/*"],
     &["client/*"],

@@ -16,6 +16,8 @@ use super::{DEADLINE, Handshake, Message, Peer, masked};
 pub(crate) struct Options<'a> {
     /// Who it says it is.
     pub(crate) user: Option<&'a str>,
+    /// Its token, in the handshake.
+    pub(crate) token: Option<&'a str>,
     /// Its codec.
     pub(crate) codec: Codec,
     /// Whether its kernel takes but few bytes that nobody reads.
@@ -40,7 +42,11 @@ impl Client {
         let path = options.user.map_or_else(|| "/ws".to_owned(), |user| format!("/ws?user={user}"));
         let mut peer = if options.small { Peer::connect_small(address) } else { Peer::connect(address) };
         let subprotocol = options.codec.subprotocol();
-        peer.write(&Handshake::new(&path).with("Sec-WebSocket-Protocol", subprotocol).bytes());
+        let mut handshake = Handshake::new(&path).with("Sec-WebSocket-Protocol", subprotocol);
+        if let Some(token) = options.token {
+            handshake = handshake.with("Authorization", &format!("Bearer {token}"));
+        }
+        peer.write(&handshake.bytes());
         let response = peer.response();
         assert_eq!((response.status, response.header("sec-websocket-protocol")), (101, Some(subprotocol)));
         let Message::Text(welcome) = peer.message() else { panic!("welcome comes first") };

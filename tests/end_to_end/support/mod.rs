@@ -2,13 +2,14 @@
 //! sleeps, never uses a fixed port.
 
 mod client;
+pub(crate) mod issuer;
 mod peer;
 mod server;
 mod tally;
 
 pub(crate) use client::{Client, Options, publish_message};
 pub(crate) use peer::{Handshake, Message, Peer, Response, close, masked};
-pub(crate) use server::{Process, TestServer, http, metric};
+pub(crate) use server::{Process, TestServer, ask, http, metric};
 pub(crate) use tally::{Tally, samples};
 
 use std::time::{Duration, Instant};

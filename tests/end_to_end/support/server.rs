@@ -16,6 +16,8 @@ use super::{Client, Options, Peer, Response, wait_for};
 /// A server on a thread of its own; ended when it is dropped.
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
+    /// Where its pages are.
+    pub(crate) pages: SocketAddr,
     shutdown: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -33,13 +35,13 @@ impl TestServer {
         config.server.drain_timeout = Duration::from_millis(200);
         change(&mut config);
         let server = Server::bind(config).unwrap();
-        let address = server.local_addr().unwrap();
+        let (address, pages) = (server.local_addr().unwrap(), server.pages_addr().unwrap());
         let (shutdown, wanted) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(server.run(async { drop(wanted.await) })).unwrap();
         });
-        Self { address, shutdown: Some(shutdown), thread: Some(thread) }
+        Self { address, pages, shutdown: Some(shutdown), thread: Some(thread) }
     }
 
     /// Asks it to drain.
@@ -59,14 +61,14 @@ impl TestServer {
 
     /// The JSON of a page.
     pub(crate) fn json(&self, path: &str) -> Value {
-        let response = http(self.address, path);
+        let response = http(self.pages, path);
         assert_eq!(response.status, 200, "{path}");
         serde_json::from_slice(&response.body).unwrap()
     }
 
     /// A number of `/metrics`; `name` with its label.
     pub(crate) fn metric(&self, name: &str) -> f64 {
-        metric(self.address, name)
+        metric(self.pages, name)
     }
 
     /// Waits until a number of `/metrics` is what it should be.
@@ -99,6 +101,26 @@ impl Drop for TestServer {
 pub(crate) fn http(address: SocketAddr, path: &str) -> Response {
     let mut peer = Peer::connect(address);
     peer.write(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes());
+    peer.response()
+}
+
+/// Asks for a page in any way.
+pub(crate) fn ask(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Response {
+    let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() {
+        request.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    let mut peer = Peer::connect(address);
+    peer.write(format!("{request}\r\n{body}").as_bytes());
     peer.response()
 }
 

@@ -1,0 +1,465 @@
+//! Who is let in, as whom, for how long, and what that lets them do.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tidewire::wire::proto::sample;
+
+use crate::support::issuer::{now_s, token, token_as, trust, with_rights};
+use crate::support::{
+    Client, Handshake, Message, Options, Peer, Response, TestServer, ask, http, masked, publish_message,
+    wait_for,
+};
+
+const ALL: &str = r#"{"subscribe":[">"],"publish":[">","$user.*"]}"#;
+
+fn number(value: f64) -> sample::Value {
+    sample::Value::Number(value)
+}
+
+/// A token that gives the right to everything but to receive the server's own.
+fn all(sub: &str) -> String {
+    with_rights(sub, &serde_json::from_str(ALL).unwrap())
+}
+
+fn client(server: &TestServer, token: &str) -> Client {
+    server.client_with(&Options { token: Some(token), ..Options::default() })
+}
+
+/// A server that takes tokens, and shows its pages to everybody for the tests' sake.
+fn guarded(change: impl FnOnce(&mut tidewire::config::Config)) -> TestServer {
+    TestServer::start(|config| {
+        trust(config);
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+        change(config);
+    })
+}
+
+fn refused(server: &TestServer, handshake: &Handshake) -> Response {
+    let mut peer = Peer::connect(server.address);
+    peer.write(&handshake.bytes());
+    peer.response()
+}
+
+#[test]
+fn a_token_may_come_in_five_ways() {
+    let server = guarded(|config| {
+        config.auth.query = true;
+        config.auth.cookie = Some("tw".into());
+    });
+    let token = all("alice@example.org");
+    let bearer = format!("tidewire.v1, bearer, {token}");
+    let handshakes = [
+        Handshake::new("/ws").with("Authorization", &format!("Bearer {token}")),
+        Handshake::new("/ws").with("Sec-WebSocket-Protocol", &bearer),
+        Handshake::new(&format!("/ws?token={token}")),
+        Handshake::new("/ws").with("Cookie", &format!("a=b; tw={token}")).with("Origin", "http://localhost"),
+    ];
+    for handshake in handshakes {
+        let mut peer = Peer::connect(server.address);
+        peer.write(&handshake.bytes());
+        let response = peer.response();
+        assert_eq!(response.status, 101);
+        let echoed = response.header("sec-websocket-protocol").unwrap_or("tidewire.v1");
+        assert_eq!(echoed, "tidewire.v1", "what is secret is not echoed");
+        let Message::Text(welcome) = peer.message() else { panic!("welcome comes first") };
+        let welcome: Value = serde_json::from_str(&welcome).unwrap();
+        assert_eq!(welcome["user"], "alice@example%2Eorg");
+        assert!(welcome["expires_s"].as_u64().unwrap() > now_s());
+        let Message::Text(subscribed) = peer.message() else { panic!("the inbox comes next") };
+        assert!(subscribed.contains(r#""subscription":"$user.alice@example%2Eorg""#), "{subscribed}");
+    }
+
+    let mut client = server.client();
+    assert_eq!(client.welcome["user"], Value::Null);
+    assert_eq!(client.welcome["auth_timeout_ms"], 10_000);
+    let answer = client.request(json!({"type": "auth", "token": token}));
+    assert_eq!((&answer["type"], &answer["user"]), (&json!("authenticated"), &json!("alice@example%2Eorg")));
+    assert_eq!(client.event("subscribed")["subscription"], "$user.alice@example%2Eorg");
+    client.subscribe("a", &json!({}));
+}
+
+#[test]
+fn wrong_tokens_get_the_same_answer_and_nothing_that_they_name_is_fetched() {
+    let server = guarded(|_| {});
+    let lure = TcpListener::bind("127.0.0.1:0").unwrap();
+    lure.set_nonblocking(true).unwrap();
+    let url = format!("http://{}/keys", lure.local_addr().unwrap());
+    let hs = |more: Value| {
+        let mut header = json!({"alg": "HS256"});
+        header.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        header
+    };
+    let good = token("a", &json!({}));
+    let rows = [
+        "garbage".to_owned(),
+        "a.b.c".to_owned(),
+        token_as(&json!({"alg": "none"}), "a", &json!({})),
+        token_as(&json!({"alg": "nOnE"}), "a", &json!({})),
+        token_as(&json!({"alg": "RS256"}), "a", &json!({})),
+        token_as(&hs(json!({"kid": "../../etc/passwd"})), "a", &json!({})),
+        token_as(&hs(json!({"kid": "x", "jku": url, "x5u": url})), "a", &json!({})),
+        token_as(&hs(json!({"crit": ["exp"]})), "a", &json!({})),
+        token("a", &json!({"exp": now_s() - 60})),
+        token("a", &json!({"exp": "never"})),
+        token("a", &json!({"exp": 13_569_465_600_u64})),
+        token("a", &json!({"nbf": now_s() + 60})),
+        token("a", &json!({"aud": "somebody else"})),
+        token("", &json!({})),
+        format!("{}x", &good[..good.len() - 1]),
+        good[..good.rfind('.').unwrap() + 1].to_owned(),
+        "A".repeat(9_000),
+    ];
+    let mut bodies: Vec<Vec<u8>> = Vec::new();
+    for wrong in &rows {
+        let response =
+            refused(&server, &Handshake::new("/ws").with("Authorization", &format!("Bearer {wrong}")));
+        assert_eq!((response.status, &*response.error_code()), (401, "unauthorized"), "{wrong}");
+        assert!(response.header("www-authenticate").unwrap().contains("invalid_token"));
+        bodies.push(response.body);
+    }
+    for header in ["", "Bearer", "Bearer ", "Basic YTpi", "Bearer a b"] {
+        let response = refused(&server, &Handshake::new("/ws").with("Authorization", header));
+        assert_eq!(response.status, 401, "{header:?}");
+        bodies.push(response.body);
+    }
+    let twice = Handshake::new("/ws").with("Authorization", &format!("Bearer {good}"));
+    bodies.push(refused(&server, &twice.with("Authorization", &format!("Bearer {good}"))).body);
+    bodies.dedup();
+    assert_eq!(bodies.len(), 1, "the answer does not tell what is wrong");
+    assert_eq!(lure.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody has come");
+    let counted = server.metric("tidewire_handshakes_refused_total{reason=\"unauthorized\"}");
+    assert_eq!(counted as usize, rows.len() + 6);
+    // As large as a request head may be, and more.
+    let huge = refused(
+        &server,
+        &Handshake::new("/ws").with("Authorization", &format!("Bearer {}", "A".repeat(1 << 20))),
+    );
+    assert!([401, 431].contains(&huge.status), "{}", huge.status);
+    client(&server, &good);
+}
+
+#[test]
+fn a_cookie_needs_a_known_page_and_the_query_has_to_be_allowed() {
+    let server = guarded(|config| config.auth.cookie = Some("tw".into()));
+    let cookie = Handshake::new("/ws").with("Cookie", &format!("tw={}", all("alice")));
+    for (handshake, status, code) in [
+        (cookie.clone(), 403, "origin"),
+        (cookie.clone().with("Origin", "http://evil.example"), 403, "origin"),
+        (cookie.clone().with("Origin", "null"), 403, "origin"),
+        (
+            Handshake::new("/ws").with("Cookie", "tw=garbage").with("Origin", "http://localhost"),
+            401,
+            "unauthorized",
+        ),
+    ] {
+        let response = refused(&server, &handshake);
+        assert_eq!((response.status, &*response.error_code()), (status, code));
+    }
+    let mut client = Client::connect(server.address, &Options::default());
+    assert_eq!(client.welcome["auth_timeout_ms"], 10_000, "?token= is off: nobody is known by it");
+    client.text(&json!({"type": "ping"}).to_string());
+    assert_eq!(client.error(), "unauthorized");
+}
+
+#[test]
+fn nothing_is_served_before_the_first_message_says_who_it_is() {
+    let server = guarded(|config| config.auth.first_message_timeout = Duration::from_millis(200));
+    assert_eq!(server.client().close_code(), Some(4408), "silence");
+    let wrong = token("a", &json!({"exp": 1}));
+    for text in [
+        json!({"type": "subscribe", "channel": "a"}).to_string(),
+        json!({"type": "advertise", "channel": "a"}).to_string(),
+        json!({"type": "ping"}).to_string(),
+        json!({"type": "auth", "token": wrong}).to_string(),
+    ] {
+        let mut client = server.client();
+        client.text(&text);
+        assert_eq!(client.error(), "unauthorized", "{text}");
+        assert_eq!(client.close_code(), Some(4401), "{text}");
+    }
+    let mut client = server.client();
+    client.binary(&publish_message(1, 1.0));
+    assert_eq!(client.error(), "unauthorized");
+    assert_eq!(client.close_code(), Some(4401));
+
+    // What is no request at all is a mistake like any other, and a ping of WebSocket is no message.
+    let mut client = server.client();
+    client.text("{");
+    assert_eq!(client.error(), "bad_request");
+    client.peer.write(&masked(0x89, b"x"));
+    client.request(json!({"type": "auth", "token": all("alice")}));
+    client.subscribe("a", &json!({}));
+
+    let strict = guarded(|config| config.auth.first_message = false);
+    let response = refused(&strict, &Handshake::new("/ws"));
+    assert_eq!((response.status, &*response.error_code()), (401, "unauthorized"));
+    assert_eq!(response.header("www-authenticate"), Some("Bearer realm=\"tidewire\""));
+}
+
+#[test]
+fn a_tenant_stays_within_what_its_token_says() {
+    let server = guarded(|_| {});
+    let rights = json!({
+        "subscribe": ["tenant-a.>", "public.*"], "publish": ["tenant-a.cmd"],
+        "deny": {"subscribe": ["tenant-a.secret.>"]},
+    });
+    let mut a = client(&server, &with_rights("a", &rights));
+    a.event("subscribed");
+    let denied = [
+        "tenant-b.x",
+        "tenant-b.*",
+        "*",
+        ">",
+        "*.x",
+        "tenant-a.>",
+        "tenant-a.*.x",
+        "tenant-a.secret.x",
+        "public.>",
+        "$sys.>",
+        "$sys.cpu",
+        "$user.b",
+        "$user.*",
+        "$user.>",
+    ];
+    for channel in denied {
+        let answer = a.request(json!({"type": "subscribe", "channel": channel}));
+        assert_eq!((&answer["type"], &answer["code"]), (&json!("error"), &json!("forbidden")), "{channel}");
+        if channel == "*" {
+            // Ten errors in ten seconds are the end, and this is no attack.
+            a = client(&server, &with_rights("a", &rights));
+            a.event("subscribed");
+        }
+        if channel == "public.>" {
+            a = client(&server, &with_rights("a", &rights));
+            a.event("subscribed");
+        }
+    }
+    for channel in ["tenant-a.y", "tenant-b.x", "$user.b", "$sys.cpu"] {
+        let answer = a.request(json!({"type": "advertise", "channel": channel}));
+        assert_eq!(answer["code"], "forbidden", "{channel}");
+    }
+    a = client(&server, &with_rights("a", &rights));
+    a.event("subscribed");
+    a.subscribe("tenant-a.*", &json!({"max_delay_ms": 0}));
+    let mut b = client(&server, &all("b"));
+    let (other, mine) = (b.advertise("tenant-b.x"), b.advertise("tenant-a.z"));
+    b.publish_acked(other, [number(1.0)]);
+    b.publish_acked(mine, [number(2.0)]);
+    assert_eq!(u64::from(a.frame().channel), u64::from(mine), "what came first was another tenant's");
+    let command = a.advertise("tenant-a.cmd");
+    a.publish_acked(command, [number(1.0)]);
+    let row = server.json("/api/connections");
+    let delivered: Vec<_> =
+        row["connections"].as_array().unwrap().iter().filter(|row| row["user"] == "a").collect();
+    assert!(
+        delivered.iter().all(|row| !row["channels"].to_string().contains(&format!("\"channel\":{other},")))
+    );
+
+    // A publish by name in JSON goes through the same door.
+    let mut json_client = server.client_with(&Options {
+        token: Some(&with_rights("a", &rights)),
+        codec: tidewire::wire::Codec::Json,
+        ..Options::default()
+    });
+    json_client.event("subscribed");
+    json_client.text(r#"{"type":"publish","channel":"tenant-b.x","block":{"samples":[{"number":1}]}}"#);
+    assert_eq!(json_client.error(), "forbidden");
+
+    let mut nobody = client(&server, &token("nobody", &json!({})));
+    nobody.event("subscribed");
+    assert_eq!(nobody.request(json!({"type": "subscribe", "channel": "a"}))["code"], "forbidden");
+    let inbox = b.advertise("$user.nobody");
+    b.publish_acked(inbox, [number(7.0)]);
+    assert_eq!(nobody.frame().seq, 1, "the inbox is its own");
+}
+
+#[test]
+fn a_token_ends_with_a_warning_and_a_new_one_goes_on() {
+    let server = guarded(|config| {
+        config.auth.leeway = Duration::ZERO;
+        config.auth.expiry_warning = Duration::from_secs(30);
+    });
+    let brief = |sub: &str| token(sub, &json!({"exp": now_s() + 2, "tidewire": {"subscribe": [">"]}}));
+    let mut ends = client(&server, &brief("a"));
+    let mut stays = client(&server, &brief("b"));
+    for client in [&mut ends, &mut stays] {
+        client.event("subscribed");
+        assert!(client.event("token_expiring")["expires_s"].as_u64().unwrap() >= now_s());
+    }
+    let answer = stays.request(json!({"type": "auth", "token": all("b")}));
+    assert_eq!(answer["type"], "authenticated");
+    assert_eq!(ends.error(), "token_expired");
+    assert_eq!(ends.close_code(), Some(4401));
+    stays.subscribe("a", &json!({}));
+    assert!(stays.take_events().is_empty(), "it goes on in peace");
+}
+
+#[test]
+fn a_new_token_takes_away_what_it_does_not_give() {
+    let server = guarded(|_| {});
+    let rights = |patterns: &[&str]| json!({"subscribe": patterns, "publish": patterns});
+    let mut client = client(&server, &with_rights("a", &rights(&["x.>", "y"])));
+    client.event("subscribed");
+    client.subscribe("x.>", &json!({}));
+    client.subscribe("y", &json!({}));
+    let (gone, kept) = (client.advertise("x.1"), client.advertise("y"));
+    // More than two in a second are too many, so the wrong ones come first.
+    let answer = client.request(json!({"type": "auth", "token": all("b")}));
+    assert_eq!(answer["code"], "forbidden", "another subject");
+    let answer = client.request(json!({"type": "auth", "token": with_rights("a", &rights(&["y"]))}));
+    assert_eq!(answer["type"], "authenticated");
+    assert_eq!(client.event("unsubscribed")["subscription"], "x.>");
+    assert_eq!(client.error(), "forbidden", "the subscription");
+    assert_eq!(client.error(), "forbidden", "the channel to publish to");
+    client.publish(gone, &[1.0]);
+    while client.error() != "not_advertised" {}
+    client.publish_acked(kept, [number(1.0)]);
+    assert_eq!(client.frame().channel, kept);
+}
+
+#[test]
+fn tokens_in_a_rush_are_not_all_checked() {
+    let server = guarded(|_| {});
+    let mut client = client(&server, &all("a"));
+    for _ in 0..20 {
+        client.text(&json!({"type": "auth", "token": "garbage"}).to_string());
+    }
+    wait_for("a refusal for the rush", || (client.error() == "rate_limited").then_some(()));
+}
+
+#[test]
+fn whoever_is_revoked_is_out_at_once_and_stays_out() {
+    let server = guarded(|config| config.workers = 2);
+    let with_id = |sub: &str, id: &str| token(sub, &json!({"jti": id, "tidewire": {"subscribe": [">"]}}));
+    let mut clients: Vec<Client> = [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4")]
+        .map(|(sub, id)| client(&server, &with_id(sub, id)))
+        .into();
+    let revoke = |body: &Value| {
+        ask(server.pages, "POST", "/api/revoke", &[("Content-Type", "application/json")], &body.to_string())
+    };
+    assert_eq!(revoke(&json!({"sub": "a"})).status, 200);
+    assert_eq!(revoke(&json!({"jti": "3"})).status, 200);
+    for client in &mut clients[..3] {
+        assert_eq!(client.error(), "forbidden");
+        assert_eq!(client.close_code(), Some(4403));
+    }
+    clients[3].round_trip();
+    for old in [with_id("a", "9"), with_id("b", "3")] {
+        let response =
+            refused(&server, &Handshake::new("/ws").with("Authorization", &format!("Bearer {old}")));
+        assert_eq!((response.status, &*response.error_code()), (403, "forbidden"));
+        let mut late = server.client();
+        late.text(&json!({"type": "auth", "token": old}).to_string());
+        assert_eq!(late.error(), "forbidden");
+        assert_eq!(late.close_code(), Some(4403));
+    }
+    client(&server, &with_id("b", "5"));
+    // Issued after the revocation, by a clock that is a little ahead.
+    client(&server, &token("a", &json!({"iat": now_s() + 3})));
+
+    for (body, status) in [
+        ("{}", 400),
+        ("{\"sub\":7}", 400),
+        ("{\"sub\":\"a\",\"jti\":\"b\"}", 400),
+        ("{\"sub\":\"\"}", 400),
+        ("x", 400),
+    ] {
+        let response =
+            ask(server.pages, "POST", "/api/revoke", &[("Content-Type", "application/json")], body);
+        assert_eq!(response.status, status, "{body}");
+    }
+    assert_eq!(
+        ask(server.pages, "POST", "/api/revoke", &[], "{\"sub\":\"c\"}").status,
+        415,
+        "a form of any page"
+    );
+    let evil = [("Content-Type", "application/json"), ("Origin", "http://evil.example")];
+    assert_eq!(ask(server.pages, "POST", "/api/revoke", &evil, "{\"sub\":\"c\"}").status, 403);
+    assert_eq!(http(server.pages, "/api/revoke").status, 405);
+    clients[3].round_trip();
+}
+
+#[test]
+fn pages_about_the_server_are_for_those_who_run_it() {
+    const ADMIN: &str = "a-token-that-nobody-guesses-at-all";
+    const PAGES: [&str; 5] =
+        ["/metrics", "/api/latency", "/api/latency.hlog", "/api/channels", "/api/connections"];
+    let get = |server: &TestServer, path: &str, token: Option<&str>| {
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let header = bearer.as_deref().map(|value| ("Authorization", value));
+        ask(server.address, "GET", path, header.as_slice(), "").status
+    };
+    let server = TestServer::start(|config| {
+        trust(config);
+        config.admin.token = ADMIN.into();
+    });
+    let (admin, part, none) = (
+        with_rights("root", &json!({"admin": [">"]})),
+        with_rights("part", &json!({"admin": ["a.>"]})),
+        all("nobody"),
+    );
+    let mut publisher = client(&server, &all("p"));
+    publisher.event("subscribed");
+    let channels = [publisher.advertise("a.x"), publisher.advertise("b.x")];
+    for channel in channels {
+        publisher.publish_acked(channel, [number(1.0)]);
+    }
+    for path in PAGES {
+        let partly = if path == "/api/channels" { 200 } else { 403 };
+        for (token, status) in [
+            (None, 401),
+            (Some("garbage"), 401),
+            (Some(&ADMIN[1..]), 401),
+            (Some(ADMIN), 200),
+            (Some(&*admin), 200),
+            (Some(&*none), 403),
+            (Some(&*part), partly),
+        ] {
+            assert_eq!(get(&server, path, token), status, "{path} {token:?}");
+        }
+    }
+    let bearer = format!("Bearer {part}");
+    let seen = ask(server.address, "GET", "/api/channels", &[("Authorization", &bearer)], "");
+    let seen: Value = serde_json::from_slice(&seen.body).unwrap();
+    let names: Vec<_> =
+        seen["channels"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["a.x"], "what its right is for");
+    for path in ["/healthz", "/readyz", "/"] {
+        assert_eq!(get(&server, path, None), 200, "{path}");
+    }
+    assert_eq!(get(&server, "/nothing", None), 404);
+    assert_eq!(get(&server, "/api/nothing", None), 401, "nobody learns what there is");
+
+    let apart = guarded(|_| {});
+    for path in PAGES {
+        assert_eq!(http(apart.address, path).status, 404, "{path} has a listener of its own");
+        assert_eq!(http(apart.pages, path).status, 200, "{path}");
+    }
+    let mut peer = Peer::connect(apart.pages);
+    peer.write(&Handshake::new("/ws").bytes());
+    assert_eq!(peer.response().status, 404, "and that one has no stream");
+
+    let open = TestServer::start(|_| {});
+    assert_eq!(http(open.address, "/metrics").status, 200);
+    let json = [("Content-Type", "application/json")];
+    assert_eq!(ask(open.address, "POST", "/api/revoke", &json, "{\"sub\":\"a\"}").status, 409);
+}
+
+#[test]
+fn pages_of_listed_origins_may_send_a_token() {
+    let server = TestServer::start(|config| config.server.origins = "https://good.example".parse().unwrap());
+    let preflight = |origin| {
+        let headers = [("Origin", origin), ("Access-Control-Request-Method", "GET")];
+        ask(server.address, "OPTIONS", "/metrics", &headers, "")
+    };
+    let good = preflight("https://good.example");
+    assert_eq!(
+        (good.status, good.header("access-control-allow-origin")),
+        (204, Some("https://good.example"))
+    );
+    assert_eq!(good.header("access-control-allow-headers"), Some("authorization, content-type"));
+    let evil = preflight("https://evil.example");
+    assert_eq!((evil.status, evil.header("access-control-allow-origin")), (204, None));
+}
