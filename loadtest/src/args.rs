@@ -11,6 +11,7 @@ use crate::peers::{PeersArgs, SpinArgs};
 use crate::report::ReportArgs;
 use crate::scenario::{self, Codec, Group, Kind, Load, Policy, SELECTION, Scenario, Share};
 use crate::slo::Slo;
+use crate::soak::SoakArgs;
 
 /// Measures a Tidewire server. Open loop: messages are sent by a schedule, and latency counts from the scheduled instant.
 ///
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Show runs: text, or a page with plots
     Report(ReportArgs),
+    /// Run good and hostile clients together for long, and judge what that did to the server
+    Soak(Box<SoakArgs>),
     /// Measure Tidewire beside other servers: what scripts/peers.sh calls
     Peers(PeersArgs),
     /// Keep a CPU awake

@@ -24,6 +24,7 @@ mod merge;
 mod offset;
 mod others;
 mod pacer;
+mod pages;
 mod peers;
 mod poll;
 mod proc;
@@ -38,6 +39,7 @@ mod server;
 mod session;
 mod slo;
 mod snapshot;
+mod soak;
 mod source;
 mod stages;
 mod subscribers;
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Some(Command::Report(args)) => return ended(report::main(&args)),
         None => session::run_all(&RunArgs::parse_from(["loadtest"])),
         Some(Command::Run(args)) => session::run_all(&args),
+        Some(Command::Soak(args)) => soak::run(&args),
         Some(Command::Peers(args)) => peers::run_all(&args),
         Some(Command::Spin(args)) => peers::spin(&args),
         Some(Command::Scenarios(args)) => print_scenarios(&args).map(|()| true),

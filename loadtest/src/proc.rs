@@ -85,6 +85,22 @@ impl Memory {
     }
 }
 
+/// When the process was started, in clock ticks since the start of the machine: with its number it names one process for ever.
+/// `None` if there is none.
+pub(crate) fn started(pid: u32) -> Option<u64> {
+    parse_started(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// proc(5): the 22nd field; the second, a name in parentheses, may have anything in it.
+fn parse_started(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Open file descriptors of a process. `None` if it is gone, or another user's.
+pub(crate) fn descriptors(pid: u32) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
+}
+
 fn parse_status(text: &str) -> Option<Memory> {
     Some(Memory { resident: parse_kib(text, "VmRSS")?, peak: parse_kib(text, "VmHWM")? })
 }
@@ -300,6 +316,16 @@ mod tests {
         assert_eq!(value_of("d=\"e\"\n", "d", '=').as_deref(), Some("e"));
         assert_eq!(parse_kib("MemTotalX: 1 kB\nMemTotal:   2 kB\n", "MemTotal"), Some(2048));
         assert!(describe().memory_bytes > 0 && !describe().kernel.is_empty());
+    }
+
+    #[test]
+    fn a_process_is_known_again() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 3 0 9876 1000 200";
+        assert_eq!((parse_started(stat), parse_started("7 (a) S 1")), (Some(9876), None));
+        assert_eq!(started(own_pid()), started(own_pid()));
+        assert!(started(own_pid()).is_some() && started(u32::MAX).is_none());
+        // It has the folder itself open while it counts.
+        assert!(descriptors(own_pid()).is_some_and(|it| it > 3));
     }
 
     #[test]

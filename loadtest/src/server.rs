@@ -44,10 +44,30 @@ pub(crate) struct Server {
     child: Child,
     /// Where it listens.
     pub url: String,
-    log: Arc<Mutex<VecDeque<String>>>,
+    log: Arc<Mutex<Kept>>,
     logger: Option<JoinHandle<()>>,
     /// Disconnected when the server closes its standard output: when it has ended.
     output: Receiver<String>,
+}
+
+/// What is kept of a server's log.
+#[derive(Debug, Default)]
+struct Kept {
+    /// The last ones.
+    lines: VecDeque<String>,
+    /// Of all lines, those that tell of a panic.
+    panics: u64,
+}
+
+impl Kept {
+    fn keep(&mut self, line: String) {
+        // As the standard library's hook begins: `thread 'worker-0' (7) panicked at src/...`.
+        self.panics += u64::from(line.contains(" panicked at "));
+        if self.lines.len() == LOG_LINES_MAX {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
+    }
 }
 
 impl Launch {
@@ -112,7 +132,7 @@ impl Server {
         // The child inherits the affinity of the thread that starts it, so no tool is needed for that.
         let mut child = proc::bound_to(cpu, move || command.spawn())
             .map_err(|error| format!("cannot start it: {error}"))?;
-        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let log = Arc::new(Mutex::new(Kept::default()));
         let (found, output) = sync_channel(1);
         // Both pipes are read to their ends, or a talkative server would block on a full one.
         let (kept, found_in_log) = (Arc::clone(&log), found.clone());
@@ -163,8 +183,13 @@ impl Server {
 
     /// The last lines of its log.
     pub(crate) fn log(&self) -> String {
-        let lines = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().flat_map(|line| ["  server: ", line, "\n"]).collect()
+        let kept = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.lines.iter().flat_map(|line| ["  server: ", line, "\n"]).collect()
+    }
+
+    /// Lines of its log that tell of a panic.
+    pub(crate) fn panics(&self) -> u64 {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).panics
     }
 
     fn end(&mut self) {
@@ -232,7 +257,7 @@ fn find_url(stdout: impl Read, found: &SyncSender<String>) {
     }
 }
 
-fn keep_last_lines(stderr: impl Read, kept: &Mutex<VecDeque<String>>, found: &SyncSender<String>) {
+fn keep_last_lines(stderr: impl Read, kept: &Mutex<Kept>, found: &SyncSender<String>) {
     let mut sent = false;
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         if !sent && let Some(url) = first_url(&line) {
@@ -240,11 +265,7 @@ fn keep_last_lines(stderr: impl Read, kept: &Mutex<VecDeque<String>>, found: &Sy
             sent = true;
             let _ = found.try_send(url.to_owned());
         }
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == LOG_LINES_MAX {
-            kept.pop_front();
-        }
-        kept.push_back(line);
+        kept.lock().unwrap_or_else(PoisonError::into_inner).keep(line);
     }
 }
 
@@ -310,6 +331,17 @@ mod tests {
     fn a_server_that_fails_shows_its_log() {
         let error = spawn("echo cannot bind >&2; exit 1").unwrap_err();
         assert!(error.contains("ended before") && error.contains("cannot bind"), "{error}");
+    }
+
+    #[test]
+    fn panics_are_counted_and_a_few_lines_kept() {
+        let mut kept = Kept::default();
+        for line in 0..LOG_LINES_MAX {
+            kept.keep(format!("thread 'worker-{line}' (7) panicked at src/hub.rs:1:2:"));
+        }
+        kept.keep("a client said panicked".to_owned());
+        assert_eq!((kept.panics, kept.lines.len()), (LOG_LINES_MAX as u64, LOG_LINES_MAX));
+        assert!(kept.lines[0].contains("worker-1"), "the oldest has gone");
     }
 
     #[test]

@@ -2,9 +2,7 @@
 //! without that page has none.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,16 +12,8 @@ use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
 use crate::dialect::Dialect;
 use crate::measure::histogram;
+use crate::pages;
 use crate::ws::Endpoint;
-
-/// How long the server may take.
-const TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Largest page that is read; the server keeps at most 16 MiB of intervals.
-const PAGE_BYTES_MAX: usize = 32 << 20;
-
-/// How the answer begins.
-const OK: &[u8] = b"HTTP/1.1 200 ";
 
 /// Histograms by stage, since the server's start or between two readings.
 #[derive(Clone, Debug, Default)]
@@ -44,23 +34,7 @@ impl Page {
 
     /// Fetches it; empty if the server has none.
     fn fetch(endpoint: &Endpoint) -> io::Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&endpoint.address, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        stream.set_write_timeout(Some(TIMEOUT))?;
-        let request = format!(
-            "GET /api/latency.hlog HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
-            endpoint.address
-        );
-        stream.write_all(request.as_bytes())?;
-        let (mut response, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
-        loop {
-            let count = stream.read(&mut chunk)?;
-            response.extend_from_slice(&chunk[..count]);
-            let is_ok = response.len() < OK.len() || response.starts_with(OK);
-            if count == 0 || !is_ok || response.len() > PAGE_BYTES_MAX {
-                return Ok(Self(response));
-            }
-        }
+        pages::fetch(endpoint, "/api/latency.hlog").map(Self)
     }
 }
 
@@ -86,13 +60,7 @@ impl ServerStages {
 
 /// The page in an HTTP response.
 fn parse_response(response: &[u8]) -> Option<ServerStages> {
-    let end = response.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&response[..end]).ok()?;
-    let is_chunked = head.to_ascii_lowercase().contains("\r\ntransfer-encoding:");
-    if !response.starts_with(OK) || is_chunked {
-        return None;
-    }
-    parse(&response[end + 4..])
+    parse(pages::body(response)?)
 }
 
 /// Sums the intervals of each tag.
@@ -113,6 +81,8 @@ fn parse(log: &[u8]) -> Option<ServerStages> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use tidewire::clock::Clock;
     use tidewire::metrics::latency::LatencyLog;
     use tidewire::metrics::{Stage, WorkerMetrics};

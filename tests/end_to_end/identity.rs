@@ -130,7 +130,7 @@ fn wrong_tokens_get_the_same_answer_and_nothing_that_they_name_is_fetched() {
     assert_eq!(bodies.len(), 1, "the answer does not tell what is wrong");
     assert_eq!(lure.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody has come");
     let counted = server.metric("tidewire_handshakes_refused_total{reason=\"unauthorized\"}");
-    assert_eq!(counted as usize, rows.len() + 6);
+    assert!((counted - (rows.len() + 6) as f64).abs() < 0.5, "{counted}");
     // As large as a request head may be, and more.
     let huge = refused(
         &server,
@@ -147,7 +147,7 @@ fn a_cookie_needs_a_known_page_and_the_query_has_to_be_allowed() {
     for (handshake, status, code) in [
         (cookie.clone(), 403, "origin"),
         (cookie.clone().with("Origin", "http://evil.example"), 403, "origin"),
-        (cookie.clone().with("Origin", "null"), 403, "origin"),
+        (cookie.with("Origin", "null"), 403, "origin"),
         (
             Handshake::new("/ws").with("Cookie", "tw=garbage").with("Origin", "http://localhost"),
             401,

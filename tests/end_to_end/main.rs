@@ -3,7 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
+mod bad_input;
 mod faults;
+mod faults_of_networks;
+mod faults_of_processes;
 mod foreign_clients;
 mod framing;
 mod handshake;

@@ -57,6 +57,15 @@ impl Endpoint {
         format!("ws://{}{}", self.host, self.path)
     }
 
+    /// The request that opens a WebSocket; `headers` are further ones, each with its end of line.
+    pub(crate) fn opening(&self, key: &str, headers: &str) -> String {
+        let Self { host, path, .. } = self;
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
+        )
+    }
+
     /// Another path of the same server.
     pub(crate) fn with_path(&self, path: &str) -> Self {
         Self { path: path.to_owned(), ..self.clone() }
@@ -79,13 +88,8 @@ pub(super) fn perform(
 /// A request and its key.
 fn request(endpoint: &Endpoint, subprotocol: Option<&str>) -> (String, String) {
     let key = BASE64.encode(fastrand::u128(..).to_ne_bytes());
-    let Endpoint { host, path, .. } = endpoint;
     let offer = subprotocol.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n")).unwrap_or_default();
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
-    );
-    (request, key)
+    (endpoint.opening(&key, &offer), key)
 }
 
 /// A handshake whose answer is not waited for, of a connection that is dropped with a reset when it has come.

@@ -2,13 +2,17 @@
 //! sleeps, never uses a fixed port.
 
 mod client;
+mod command;
 pub(crate) mod issuer;
 mod peer;
+mod relay;
 mod server;
 mod tally;
 
 pub(crate) use client::{Client, Options, publish_message};
+pub(crate) use command::Command;
 pub(crate) use peer::{Handshake, Message, Peer, Response, close, masked};
+pub(crate) use relay::Relay;
 pub(crate) use server::{Process, TestServer, ask, http, metric};
 pub(crate) use tally::{Tally, samples};
 

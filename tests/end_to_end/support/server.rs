@@ -141,8 +141,13 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `tidewire serve` with these settings, and waits until it listens.
     pub(crate) fn start(settings: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", settings)
+    }
+
+    /// Starts it at an address and a port.
+    pub(crate) fn start_at(listen: &str, settings: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidewire"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--no-host-telemetry", "--enable-echo"]);
+        command.args(["serve", "--listen", listen, "--no-host-telemetry", "--enable-echo"]);
         for setting in settings {
             command.args(["--set", setting]);
         }
@@ -174,6 +179,24 @@ impl Process {
     /// Open file descriptors.
     pub(crate) fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// Its memory, in bytes: `VmRSS` is what is resident, `VmData` what is reserved, touched or not (proc(5)).
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap().trim().strip_suffix("kB").unwrap().trim().parse::<u64>().unwrap() << 10
+    }
+
+    /// Connections that ended for this reason.
+    pub(crate) fn closed(&self, reason: &str) -> f64 {
+        metric(self.address, &format!("tidewire_connections_closed_total{{reason=\"{reason}\"}}"))
+    }
+
+    /// The rows of `/api/connections`.
+    pub(crate) fn connections(&self) -> Vec<Value> {
+        let rows: Value = serde_json::from_slice(&http(self.address, "/api/connections").body).unwrap();
+        rows["connections"].as_array().unwrap().clone()
     }
 
     /// Whether it has ended, and how.
