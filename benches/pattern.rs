@@ -7,6 +7,8 @@
 //!
 //! * `match/index`, `match/linear`: per name.
 //! * `insert_remove`: a subscription comes and goes, with the branches that it needs.
+//! * `permission/name`, `permission/pattern`: whether a token with 20 patterns, 16 allowed and 4 denied, gives the right to a
+//!   channel or a pattern; the last of those allowed does, so that all are asked.
 //! * `remove/popular`: one of 10,000 subscriptions to the same pattern goes, and comes again: the worst case.
 //!
 //! What would make it lie: a name finds two or three subscriptions; a pattern that everybody has costs each of its values,
@@ -18,6 +20,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tidewire::auth::grants::{Claim, Grants, Right};
 use tidewire::pattern::Pattern;
 use tidewire::pattern::index::PatternIndex;
 
@@ -117,7 +120,28 @@ fn benches(criterion: &mut Criterion) {
             popular.insert(&everybody[value], value);
         });
     });
+
+    let grants = grants();
+    let (name, wanted) = ("robot.7.imu", pattern("robot.7.*"));
+    assert!(grants.allow_name(Right::Subscribe, name) && grants.allow_pattern(Right::Subscribe, &wanted));
+    group.bench_function("permission/name", |bencher| {
+        bencher.iter(|| black_box(&grants).allow_name(Right::Subscribe, black_box(name)));
+    });
+    group.bench_function("permission/pattern", |bencher| {
+        bencher.iter(|| black_box(&grants).allow_pattern(Right::Subscribe, black_box(&wanted)));
+    });
     group.finish();
+}
+
+/// The rights of one who looks after a few robots, of a fleet in which a few channels are secret.
+fn grants() -> Grants {
+    let mut claim = Claim::default();
+    claim.subscribe.extend((0..8).map(|plant| format!("plant.{plant}.>")));
+    claim.subscribe.extend((0..7).map(|robot| format!("robot.{}.>", 100 + robot)));
+    claim.subscribe.push("robot.7.>".into());
+    claim.deny.subscribe.extend(["key", "camera"].map(|secret| format!("robot.*.{secret}.>")));
+    claim.deny.subscribe.extend(["plant.*.door", "robot.9.>"].map(str::to_owned));
+    Grants::try_from(&claim).expect("valid patterns")
 }
 
 criterion_group!(pattern_index, benches);

@@ -4,17 +4,21 @@
 //! tests and over the seed corpora.
 
 pub mod control;
+pub mod offered;
 pub mod pattern;
 pub mod publish;
 pub mod reader;
+pub mod token;
 
 /// A check: panics if the bytes show a fault.
 pub type Check = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Check); 4] = [
+pub const ALL: [(&str, Check); 6] = [
     ("reader", reader::check),
     ("control", control::check),
     ("pattern", pattern::check),
     ("publish", publish::check),
+    ("token", token::check),
+    ("offered", offered::check),
 ];
