@@ -15,6 +15,7 @@
 //! a **gap** samples that a subscriber will not get, announced in band; the **flush window** the longest that a sample
 //! waits in a batch.
 
+pub mod bucket;
 pub mod cli;
 pub mod client;
 pub mod clock;
