@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 mod log;
+mod networks;
 mod origins;
 mod print;
 mod problem;
@@ -15,6 +16,7 @@ mod setting;
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};
+pub use networks::{Network, NetworkError, Networks};
 pub use origins::{Origin, OriginError, Origins};
 pub use print::{default_file, reference};
 pub use setting::{Key, VARIABLE_PREFIX};
@@ -54,9 +56,25 @@ settings! {
     server: ServerLimits {
         /// Connections at once; one more gets HTTP 503 with `Retry-After`.
         connections_max: usize = 10_000, "connections", 1..=10_000_000;
-        /// Connections at once of one address, or of one network of 64 bits with IPv6; one more gets HTTP 429. Loopback
-        /// addresses are not counted; 0 is no limit, and right behind a proxy, whose address all clients have.
+        /// Connections at once of one address, or of one network of 64 bits with IPv6; one more gets HTTP 429. Behind a proxy
+        /// the address is the client's, if `trusted_proxies` names the proxy; otherwise all clients have the proxy's. Loopback
+        /// addresses are not counted; 0 is no limit, since many may share an address.
         connections_per_address_max: usize = 0, "connections", 0..=10_000_000;
+        /// New sockets per second; one more gets HTTP 503 with `Retry-After` and is closed. 0 is no limit: what is right depends
+        /// on the cores and on TLS. A core takes some 10,000 plain connections a second, and does nothing else then.
+        accepts_per_s_max: u32 = 0, "sockets/s", 0..=1_000_000;
+        /// New sockets per second of one address (see `connections_per_address_max`); one more gets HTTP 429 with `Retry-After` and
+        /// is closed. The default is far more than people behind one address need, and less than a hundredth of a core. 0 is no
+        /// limit. A proxy's own sockets are not counted, if `trusted_proxies` names it: each request for a connection counts
+        /// for its client.
+        accepts_per_address_per_s_max: u32 = 100, "sockets/s", 0..=1_000_000;
+        /// Networks of proxies, joined by commas: from them alone the address of a client is believed, in `X-Forwarded-For` or, with
+        /// `proxy_protocol`, in a PROXY header. The client's is the rightmost address of `X-Forwarded-For` that is not one of
+        /// these. If it cannot be read, or is not there, the client has the proxy's own address and shares its limits.
+        trusted_proxies: Networks = Networks::default(), "", Any;
+        /// Whether each socket of `trusted_proxies` begins with a header of the PROXY protocol, version 2, within
+        /// `first_byte_timeout_ms`; without one it is closed. Health checks of a proxy have to send one, too (command LOCAL).
+        proxy_protocol: bool = false, "", Any;
         /// Web pages that may connect, by origin (RFC 6454): `same` are those that came from the host that they connect to,
         /// `*` are all, and a list is compared exactly. Others get HTTP 403. Only a list keeps out pages whose host was made
         /// to point here (DNS rebinding).

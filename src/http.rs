@@ -319,6 +319,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
             buffers.push(worker);
         }
     }
+    metrics.counters.sockets_refused.add(&shared.door.refused());
     (metrics, gauges)
 }
 
@@ -420,6 +421,13 @@ fn upgrade_required(message: &str) -> Reply {
 
 fn unavailable(message: &str, reason: CloseReason) -> Reply {
     retry_later(refusal(StatusCode::SERVICE_UNAVAILABLE, reason.label(), message), reason)
+}
+
+/// A client of a proxy asks for too many connections a second.
+pub fn too_many_requests() -> Reply {
+    let message =
+        "this address asks for too many connections a second (server.accepts_per_address_per_s_max)";
+    retry_later(refusal(StatusCode::TOO_MANY_REQUESTS, "rate", message), CloseReason::Capacity)
 }
 
 /// Adds when to come back, which is as after a close with this reason.

@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod pattern;
+pub mod proxy;
 pub mod publish;
 pub mod reader;
 
@@ -12,9 +13,10 @@ pub mod reader;
 pub type Check = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Check); 4] = [
+pub const ALL: [(&str, Check); 5] = [
     ("reader", reader::check),
     ("control", control::check),
     ("pattern", pattern::check),
     ("publish", publish::check),
+    ("proxy", proxy::check),
 ];

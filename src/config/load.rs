@@ -214,7 +214,9 @@ impl Layers {
         }
         let (path, place, subject, value) = named?;
         let least = (relation.least)(&self.config);
-        let demand = if path == relation.key {
+        let demand = if let Some(remedy) = relation.remedy {
+            remedy.to_owned()
+        } else if path == relation.key {
             format!("give at least {least}")
         } else {
             format!("{} must then be at least {least}", relation.key)
@@ -503,7 +505,7 @@ mod tests {
 
     #[test]
     fn rules_between_keys_are_checked() {
-        let rows = [
+        let rows: &[(&str, &str)] = &[
             (
                 "[server]\nhandshake_timeout_ms = 1000",
                 "t.toml:2: server.handshake_timeout_ms = 1000: give at least 5000, since a request head cannot end before \
@@ -532,6 +534,17 @@ mod tests {
             ),
             ("outbox.data_bytes_max = 656384", ""),
             (
+                "[server]\nproxy_protocol = true",
+                "t.toml:2: server.proxy_protocol = true: name the proxies in server.trusted_proxies, since a PROXY header is \
+                 believed from them alone; with server.trusted_proxies = \"\" (default)",
+            ),
+            (
+                "[server]\nproxy_protocol = true\ntrusted_proxies = ''",
+                "t.toml:3: server.trusted_proxies = \"\": name the proxies in server.trusted_proxies, since a PROXY header is \
+                 believed from them alone; with server.proxy_protocol = true (t.toml:2)",
+            ),
+            ("[server]\nproxy_protocol = true\ntrusted_proxies = '10.0.0.0/8'", ""),
+            (
                 "[channel]\nchannels_max = 10000",
                 "t.toml:2: channel.channels_max = 10000: outbox.control_bytes_max must then be at least 5111024, since one \
                  answer can get that large, and must fit; with outbox.control_bytes_max = 1048576 (default), \
@@ -539,7 +552,7 @@ mod tests {
             ),
         ];
         for (toml, expected) in rows {
-            assert_eq!(messages(toml, &[], &[]).join("\n"), expected, "{toml}");
+            assert_eq!(messages(toml, &[], &[]).join("\n"), *expected, "{toml}");
         }
     }
 
@@ -576,6 +589,7 @@ mod tests {
                     "listen" => "[::1]:1",
                     "log_format" => LogFormat::Json.label(),
                     "log_filter" => "warn,tidewire::hub=debug",
+                    "trusted_proxies" => "10.0.0.0/8,2001:db8::1",
                     "origins" => "https://a.example,http://b.example:81",
                     name => panic!("{name} needs another value for this test"),
                 };
@@ -590,9 +604,13 @@ mod tests {
         for key in KEYS {
             let (toml, text) = other_value(key);
             let (path, variable) = (key.path(), key.variable());
-            let file = layered(&format!("{path} = {toml}"), &[], &[]).expect("the file is sound");
-            let environment = layered("", &[(&variable, &text)], &[]).expect("the variable is sound");
-            let flag = layered("", &[], &[&format!("{path}={text}")]).expect("the flag is sound");
+            let needed = match &*path {
+                "server.proxy_protocol" => "server.trusted_proxies = '10.0.0.0/8'\n",
+                _ => "",
+            };
+            let file = layered(&format!("{needed}{path} = {toml}"), &[], &[]).expect("the file is sound");
+            let environment = layered(needed, &[(&variable, &text)], &[]).expect("the variable is sound");
+            let flag = layered(needed, &[], &[&format!("{path}={text}")]).expect("the flag is sound");
             assert_eq!(key.value(&file), toml, "{path}");
             assert_ne!(file, Config::default(), "{path}");
             assert_eq!(environment, file, "{path}");

@@ -62,7 +62,8 @@ pub fn reference() -> String {
     out.push_str("\n## Rules between keys\n\n");
     for relation in super::relation::RELATIONS {
         let of = relation.of.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-        let _ = writeln!(out, "- `{}` has a floor that follows from {of}: {}.", relation.key, relation.since);
+        let kind = if relation.remedy.is_some() { "is needed by" } else { "has a floor that follows from" };
+        let _ = writeln!(out, "- `{}` {kind} {of}: {}.", relation.key, relation.since);
     }
     out
 }

@@ -13,6 +13,8 @@ pub(super) struct Relation {
     pub(super) value: fn(&Config) -> u128,
     /// The floor, in the unit of `key`.
     pub(super) least: fn(&Config) -> u128,
+    /// What to do, where "give at least N" does not say it.
+    pub(super) remedy: Option<&'static str>,
     /// Why.
     pub(super) since: &'static str,
 }
@@ -30,13 +32,23 @@ pub(super) static RELATIONS: &[Relation] = &[
         of: &["server.first_byte_timeout_ms"],
         value: |config| config.server.handshake_timeout.as_millis(),
         least: |config| config.server.first_byte_timeout.as_millis(),
+        remedy: None,
         since: "a request head cannot end before it begins",
+    },
+    Relation {
+        key: "server.trusted_proxies",
+        of: &["server.proxy_protocol"],
+        value: |config| u128::from(!config.server.trusted_proxies.is_empty()),
+        least: |config| u128::from(config.server.proxy_protocol),
+        remedy: Some("name the proxies in server.trusted_proxies"),
+        since: "a PROXY header is believed from them alone",
     },
     Relation {
         key: "channel.channels_total_max",
         of: &["channel.channels_max"],
         value: |config| config.channel.channels_total_max as u128,
         least: |config| config.channel.channels_max as u128,
+        remedy: None,
         since: "a connection cannot have more channels than the server",
     },
     Relation {
@@ -44,6 +56,7 @@ pub(super) static RELATIONS: &[Relation] = &[
         of: &["batch.window_ms"],
         value: |config| config.batch.window_max.as_millis(),
         least: |config| config.batch.window.as_millis(),
+        remedy: None,
         since: "overload widens the window and never narrows it",
     },
     Relation {
@@ -56,6 +69,7 @@ pub(super) static RELATIONS: &[Relation] = &[
         ],
         value: |config| config.outbox.data_bytes_max as u128,
         least: |config| config.frame_bytes_largest() as u128,
+        remedy: None,
         since: "one frame can get that large in JSON, and must fit",
     },
     Relation {
@@ -63,6 +77,7 @@ pub(super) static RELATIONS: &[Relation] = &[
         of: &["channel.channels_max", "channel.channel_name_bytes_max"],
         value: |config| config.outbox.control_bytes_max as u128,
         least: |config| config.control_bytes_largest() as u128,
+        remedy: None,
         since: "one answer can get that large, and must fit",
     },
 ];

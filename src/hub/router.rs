@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use crate::admission::door::Place as AddressPlace;
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
 use crate::peer::Peer;
@@ -36,8 +37,8 @@ const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
 /// What one worker tells another.
 #[derive(Debug)]
 pub enum ToWorker {
-    /// A socket to own, and its peer.
-    Socket(std::net::TcpStream, Peer),
+    /// A socket to own, its peer, and its place among those of its address.
+    Socket(std::net::TcpStream, Peer, AddressPlace),
     /// Samples for a channel whose home is here.
     Publish(Box<ForwardedPublish>),
     /// A frame of a channel that has receivers here.

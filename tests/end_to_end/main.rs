@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
+mod admission;
 mod faults;
 mod foreign_clients;
 mod framing;

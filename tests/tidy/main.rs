@@ -22,9 +22,9 @@ mod ladder;
 /// a decision here.
 const LADDER: &[&[&str]] = &[
     &["bucket", "clock", "close", "config/*", "pattern/*", "peer"],
-    &["wire/*"],
+    &["proxy", "wire/*"],
     &["metrics/*", "reading"],
-    &["hub/batch", "hub/directory", "hub/overload", "keepalive", "outbox/*", "session/*"],
+    &["admission/*", "hub/batch", "hub/directory", "hub/overload", "keepalive", "outbox/*", "session/*"],
     &["hub/channel"],
     &["hub/router"],
     // Three files of one struct: the data half, the control half, and what it tells.
