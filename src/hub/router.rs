@@ -191,6 +191,8 @@ pub struct WorkerReport {
     pub outbox_frames: usize,
     /// Bytes that wait in outboxes.
     pub outbox_bytes: usize,
+    /// Bytes of the frames in outboxes, each counted once, and of control messages.
+    pub memory_bytes: usize,
     /// By how much flush windows are widened, in parts of [`STEPS`](super::overload::STEPS).
     pub widening: u32,
 }

@@ -218,6 +218,8 @@ label! {
         Overflow = "overflow",
         /// It waited longer than the subscription's age limit.
         Age = "age",
+        /// All outboxes together took more than `outbox.total_bytes_max`.
+        Memory = "memory",
         /// Its connection or subscription ended first.
         Ended = "ended",
     }

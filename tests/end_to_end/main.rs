@@ -8,6 +8,7 @@ mod faults;
 mod foreign_clients;
 mod framing;
 mod handshake;
+mod memory;
 mod protocol;
 mod shutdown;
 mod slow_subscriber;
