@@ -617,6 +617,23 @@ fn what_was_begun_is_not_dropped_and_is_told() {
     assert_eq!((outbox.totals().samples_delivered, crowd.memory.bytes()), (2, 0));
 }
 
+#[test]
+fn a_newer_frame_in_an_old_place_hides_nothing_from_shedding() {
+    let memory = FrameMemory::new(usize::MAX);
+    let now = Clock::new().now();
+    let mut outbox = Outbox::new(OutboxLimits::default());
+    let latest = outbox.open_slot(CHANNEL, options(Policy::Latest), 1);
+    let other = outbox.open_slot(ChannelId(4), options(Policy::DropOldest), 1);
+    for (slot, seq) in [(latest, 1), (other, 1), (latest, 2), (other, 2)] {
+        let frame = memory.hold(Frame::clone(&frame(seq, seq, 100, now)));
+        outbox.push_data(slot, &frame, now).unwrap();
+        memory.begin_generation();
+    }
+    assert_eq!(outbox.shed(1, now), Ok(()));
+    assert_eq!((outbox.ledger(latest).dropped, outbox.ledger(other).dropped), (0, 1));
+    assert_eq!((outbox.ledger(latest).queued, outbox.ledger(other).queued), (1, 1));
+}
+
 proptest! {
     /// What is held is counted once. After shedding up to a cutoff, enough is freed, or what is left of that age was begun; what
     /// stays is newer than all that went; every loss is told, and the ledgers hold.
