@@ -25,6 +25,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main};
 use tidewire::clock::{Clock, Now};
 use tidewire::config::Config;
+use tidewire::outbox::memory::{FrameMemory, HeldFrame};
 use tidewire::outbox::{Outbox, Slot, SlotOptions, Take};
 use tidewire::wire::control::{GapReason, Policy};
 use tidewire::wire::{ChannelId, Frame, TIMED_SAMPLES};
@@ -44,7 +45,7 @@ const POLICIES: [(&str, Policy); 4] = [
 
 struct Bench {
     now: Now,
-    frames: Vec<Rc<Frame>>,
+    frames: Vec<Rc<HeldFrame>>,
     config: Config,
 }
 
@@ -60,7 +61,12 @@ impl Bench {
             flushed_at: now.at,
             received_at: [now.at; TIMED_SAMPLES],
         };
-        Self { now, frames: (1..=BATCH as u64).map(frame).map(Rc::new).collect(), config: Config::default() }
+        let memory = FrameMemory::new(usize::MAX);
+        Self {
+            now,
+            frames: (1..=BATCH as u64).map(|seq| memory.hold(frame(seq))).collect(),
+            config: Config::default(),
+        }
     }
 
     fn outbox(&self) -> Outbox {

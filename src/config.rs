@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod log;
+mod networks;
 mod origins;
 mod print;
 mod problem;
@@ -17,6 +18,7 @@ mod setting;
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};
+pub use networks::{Network, NetworkError, Networks};
 pub use origins::{Origin, OriginError, Origins};
 pub use print::{default_file, reference};
 pub use secret::Secret;
@@ -62,9 +64,25 @@ settings! {
     server: ServerLimits {
         /// Connections at once; one more gets HTTP 503 with `Retry-After`.
         connections_max: usize = 10_000, "connections", 1..=10_000_000;
-        /// Connections at once of one address, or of one network of 64 bits with IPv6; one more gets HTTP 429. Loopback
-        /// addresses are not counted; 0 is no limit, and right behind a proxy, whose address all clients have.
+        /// Connections at once of one address, or of one network of 64 bits with IPv6; one more gets HTTP 429. Behind a proxy
+        /// the address is the client's, if `trusted_proxies` names the proxy; otherwise all clients have the proxy's. Loopback
+        /// addresses are not counted; 0 is no limit, since many may share an address.
         connections_per_address_max: usize = 0, "connections", 0..=10_000_000;
+        /// New sockets per second; one more gets HTTP 503 with `Retry-After` and is closed. 0 is no limit: what is right depends
+        /// on the cores and on TLS. A core takes some 10,000 plain connections a second, and does nothing else then.
+        accepts_per_s_max: u32 = 0, "sockets/s", 0..=1_000_000;
+        /// New sockets per second of one address (see `connections_per_address_max`); one more gets HTTP 429 with `Retry-After` and
+        /// is closed. The default is far more than people behind one address need, and less than a hundredth of a core. 0 is no
+        /// limit. A proxy's own sockets are not counted, if `trusted_proxies` names it: each request for a connection counts
+        /// for its client.
+        accepts_per_address_per_s_max: u32 = 100, "sockets/s", 0..=1_000_000;
+        /// Networks of proxies, joined by commas: from them alone the address of a client is believed, in `X-Forwarded-For` or, with
+        /// `proxy_protocol`, in a PROXY header. The client's is the rightmost address of `X-Forwarded-For` that is not one of
+        /// these. If it cannot be read, or is not there, the client has the proxy's own address and shares its limits.
+        trusted_proxies: Networks = Networks::default(), "", Any;
+        /// Whether each socket of `trusted_proxies` begins with a header of the PROXY protocol, version 2, within
+        /// `first_byte_timeout_ms`; without one it is closed. Health checks of a proxy have to send one, too (command LOCAL).
+        proxy_protocol: bool = false, "", Any;
         /// Web pages that may connect, by origin (RFC 6454): `same` are those that came from the host that they connect to,
         /// `*` are all, and a list is compared exactly. Others get HTTP 403. Only a list keeps out pages whose host was made
         /// to point here (DNS rebinding).
@@ -186,6 +204,12 @@ settings! {
     outbox: OutboxLimits {
         /// Bytes of data frames that wait for one connection. Worst case for the server: `connections_max` times this.
         data_bytes_max: usize = 1 << 20, "bytes", 1_024..=1 << 30;
+        /// Bytes that all outboxes together take, each frame counted once for each worker that holds it; each worker has its share
+        /// of it, and at least `data_bytes_max`. Over it the oldest frames go, from every outbox, as gaps with reason `slow`
+        /// (policy `disconnect`: 4413). The default is everything that is sealed within the default `max_age_ms` at 2 Gbit/s.
+        /// Control messages have half of it; over that the connections with the most of them end with 4413, and ten times a second
+        /// it is looked at. Not in it: 16 bytes for each frame that waits for a connection.
+        total_bytes_max: usize = 256 << 20, "bytes", 1 << 20..=1 << 40;
         /// Data frames that wait for one connection.
         data_frames_max: usize = 1_024, "frames", 1..=1_000_000;
         /// Age at which a waiting frame becomes a gap, where a subscription does not ask otherwise.

@@ -214,7 +214,7 @@ fn log_end(id: ConnectionId, remote: SocketAddr, reason: CloseReason, age: Durat
                 code = reason.code(),
                 age_ms = millis(age),
                 delivered = totals.samples_delivered,
-                dropped = totals.dropped_overflow + totals.dropped_age + totals.dropped_other,
+                dropped = totals.dropped(),
                 conflated = totals.conflated + totals.rate_limited,
                 bytes = totals.bytes,
                 "connection ended"

@@ -25,7 +25,7 @@ use admin::Access;
 use reply::{json, method_not_allowed, refusal, text};
 
 pub use export::collect;
-pub use reply::Reply;
+pub use reply::{Reply, too_many_requests};
 
 /// What a request leads to.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::metrics::{Stage, WorkerMetrics};
 use crate::outbox::Slot;
 use crate::outbox::handle::OutboxHandle;
+use crate::outbox::memory::FrameMemory;
 use crate::pattern::index::PatternIndex;
 use crate::wire::control::{ErrorCode, Event};
 use crate::wire::decode::{SampleSpan, ScannedPublish};
@@ -82,6 +83,12 @@ pub struct Hub {
     /// Classes of which another worker has missed a frame, until it is told.
     behind: HashSet<(ChannelId, ClassKey, usize)>,
     sealed: Vec<Sealed>,
+    /// The frames in the outboxes here.
+    memory: FrameMemory,
+    /// Bytes in control lanes at the last tick.
+    control_bytes: usize,
+    /// Nothing more can be freed before the next tick.
+    relieved: bool,
     metrics: WorkerMetrics,
     draining: bool,
     /// Workers that have sealed everything in a drain.
@@ -95,6 +102,9 @@ impl Hub {
     #[must_use]
     pub fn new(worker: usize, config: Arc<Config>, router: Arc<Router>) -> Self {
         let widening = Widening::new(&config.batch);
+        let share = config.outbox.total_bytes_max / router.workers();
+        // One full outbox has to fit.
+        let memory = FrameMemory::new(share.max(config.outbox.data_bytes_max));
         Self {
             worker,
             config,
@@ -110,6 +120,9 @@ impl Hub {
             widening,
             behind: HashSet::new(),
             sealed: Vec::new(),
+            memory,
+            control_bytes: 0,
+            relieved: false,
             metrics: WorkerMetrics::new(),
             draining: false,
             workers_sealed: 0,
@@ -261,12 +274,19 @@ impl Hub {
     pub fn tick(&mut self, now: Now) {
         self.widening.adapt(now.at);
         self.check_standings(now);
+        self.memory.begin_generation();
+        self.relieved = false;
+        self.control_bytes = 0;
         for (_, member) in &self.members {
-            let due = member.handle.outbox().borrow().gap_due();
+            let outbox = member.handle.outbox().borrow();
+            self.control_bytes += outbox.control_bytes();
+            let due = outbox.gap_due();
+            drop(outbox);
             if due.is_some_and(|due| due <= now.at) {
                 member.handle.wake_writer();
             }
         }
+        self.limit_control();
         for (channel, class, worker) in std::mem::take(&mut self.behind) {
             if let Some(head) = self.channels.get(&channel).and_then(|channel| channel.head(class)) {
                 self.router.send(worker, ToWorker::Head { channel, class, head });
@@ -355,11 +375,70 @@ impl Hub {
         let Some(receivers) = self.receivers.get(&frame.channel) else { return };
         let Some((_, receivers)) = receivers.classes.iter().find(|(key, _)| *key == class) else { return };
         // Counted on this thread alone: an atomic count would travel between the caches of all workers, once for each receiver.
-        let frame = Rc::new(frame);
+        let frame = self.memory.hold(frame);
         for receiver in receivers {
             receiver.handle.push_data(receiver.slot, &frame, now);
         }
         self.metrics.record(Stage::FanoutWidth, receivers.len() as u64, 1);
+        drop(frame);
+        if self.memory.bytes() > self.frame_bytes_max() && !self.relieved {
+            self.relieve(now);
+        }
+    }
+
+    /// What control lanes leave of the memory for frames: half of it at the least.
+    fn frame_bytes_max(&self) -> usize {
+        let bytes_max = self.memory.bytes_max();
+        bytes_max - self.control_bytes.min(bytes_max / 2)
+    }
+
+    /// Frees an eighth of the memory, so that it is not soon needed again: the oldest frames go, from all outboxes that hold them,
+    /// since nothing is freed before the last lets go. If what was begun by slow readers is too much by itself, the connections
+    /// with the oldest end.
+    fn relieve(&mut self, now: Now) {
+        let bytes_max = self.frame_bytes_max();
+        let target = bytes_max - bytes_max / 8;
+        let mut gone = None;
+        // Each time twice as much: what was begun stays, and frees nothing.
+        let mut factor = 1_usize;
+        while self.memory.bytes() > target
+            && let excess = (self.memory.bytes() - target).saturating_mul(factor)
+            && let Some(upto) = self.memory.cutoff(excess, gone)
+        {
+            for (_, member) in &self.members {
+                member.handle.shed(upto, now);
+            }
+            gone = Some(upto);
+            factor = factor.saturating_mul(2);
+        }
+        if self.memory.bytes() > bytes_max
+            && let Some(upto) = self.memory.cutoff(self.memory.bytes() - bytes_max, None)
+        {
+            let stuck = |member: &&Member| member.handle.outbox().borrow().is_stuck(upto);
+            let members = self.members.iter().map(|(_, member)| member);
+            members.filter(stuck).for_each(|member| member.handle.end(CloseReason::SlowConsumer));
+        }
+        // Where little was freed, to look again for each frame would cost more than the frames.
+        self.relieved = self.memory.bytes() > bytes_max - bytes_max / 16;
+    }
+
+    /// What waits in control lanes is never dropped: where it is more than half the memory, the connections
+    /// with the longest end.
+    fn limit_control(&mut self) {
+        let most = self.memory.bytes_max() / 2;
+        if self.control_bytes <= most {
+            return;
+        }
+        let waits = |member: &Member| member.handle.outbox().borrow().control_bytes();
+        let mut members: Vec<_> = self.members.iter().map(|(_, member)| (waits(member), member)).collect();
+        members.sort_unstable_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (bytes, member) in members {
+            member.handle.end(CloseReason::SlowConsumer);
+            self.control_bytes -= bytes;
+            if self.control_bytes <= most {
+                break;
+            }
+        }
     }
 
     fn ack(&self, publisher: Publisher, ack: u64, channel: ChannelId, seq: Seq, count: u32) {

@@ -15,7 +15,9 @@
 //! a **gap** samples that a subscriber will not get, announced in band; the **flush window** the longest that a sample
 //! waits in a batch.
 
+pub mod admission;
 pub mod auth;
+pub mod bucket;
 pub mod cli;
 pub mod client;
 pub mod clock;
@@ -32,6 +34,7 @@ pub mod outbound;
 pub mod outbox;
 pub mod pattern;
 pub mod peer;
+pub mod proxy;
 pub mod publisher;
 pub mod reading;
 pub mod server;

@@ -18,7 +18,10 @@ use crate::wire::control::{Event, GapReason, Head, Ledger, Policy};
 use crate::wire::{ChannelId, Frame, Seq, seal};
 
 pub mod handle;
+pub mod memory;
 pub mod ready;
+
+use memory::HeldFrame;
 
 /// Shortest time between two gap notices of one subscription: telling of loss must not add to it.
 pub const GAP_NOTICE_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,6 +73,8 @@ pub struct Totals {
     pub dropped_overflow: u64,
     /// Samples lost to age.
     pub dropped_age: u64,
+    /// Samples lost because all outboxes together took too much.
+    pub dropped_memory: u64,
     /// Samples that were lost before they came here, or discarded with the subscription.
     pub dropped_other: u64,
     /// Samples left out by policy `latest`.
@@ -85,12 +90,19 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Samples lost, whatever the reason.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.dropped_overflow + self.dropped_age + self.dropped_memory + self.dropped_other
+    }
+
     /// Adds another outbox's.
     pub fn add(&mut self, other: &Self) {
         self.frames_delivered += other.frames_delivered;
         self.samples_delivered += other.samples_delivered;
         self.dropped_overflow += other.dropped_overflow;
         self.dropped_age += other.dropped_age;
+        self.dropped_memory += other.dropped_memory;
         self.dropped_other += other.dropped_other;
         self.conflated += other.conflated;
         self.rate_limited += other.rate_limited;
@@ -130,7 +142,7 @@ pub struct Outbox {
 struct Entry {
     slot: Slot,
     /// `None` once it was dropped or replaced: the entry's place stays, so that numbers remain stable.
-    frame: Option<Rc<Frame>>,
+    frame: Option<Rc<HeldFrame>>,
 }
 
 #[derive(Debug)]
@@ -142,7 +154,7 @@ struct Partial {
 #[derive(Debug)]
 enum Item {
     Control(Bytes),
-    Data(Slot, Rc<Frame>),
+    Data(Slot, Rc<HeldFrame>),
 }
 
 #[derive(Debug)]
@@ -343,7 +355,7 @@ impl Outbox {
     ///
     /// # Errors
     /// The outbox is full and the subscription's policy is [`Policy::Disconnect`].
-    pub fn push_data(&mut self, slot: Slot, frame: &Rc<Frame>, now: Now) -> Result<(), Overflow> {
+    pub fn push_data(&mut self, slot: Slot, frame: &Rc<HeldFrame>, now: Now) -> Result<(), Overflow> {
         let Some(state) = self.slots.get_mut(slot as usize) else { return Ok(()) };
         if frame.last < state.next {
             // Everything in it was published before the subscription began.
@@ -417,6 +429,40 @@ impl Outbox {
             self.queue_gap_notices(now)?;
         }
         Ok(())
+    }
+
+    /// Drops the waiting frames that came up to a generation: all outboxes together take too much. The oldest go whatever the
+    /// policy, as with those that are too old; what was begun has to be ended.
+    ///
+    /// # Errors
+    /// One of them was of a subscription with [`Policy::Disconnect`].
+    pub fn shed(&mut self, upto: u64, now: Now) -> Result<(), Overflow> {
+        let mut outcome = Ok(());
+        let mut position = 0;
+        while let Some(Entry { slot, frame }) = self.data.get(position) {
+            if let Some(frame) = frame {
+                let policy = self.slots.get(*slot as usize).map(|state| state.options.policy);
+                if frame.generation() <= upto {
+                    if policy == Some(Policy::Disconnect) {
+                        outcome = Err(Overflow);
+                    }
+                    self.totals.dropped_memory += self.drop_entry(position, now);
+                } else if policy != Some(Policy::Latest) {
+                    // They are in the order in which they came, but for newer ones in the places of older ones.
+                    break;
+                }
+            }
+            position += 1;
+        }
+        self.pop_removed();
+        self.check();
+        outcome
+    }
+
+    /// Whether a frame that came up to a generation is partly written.
+    #[must_use]
+    pub fn is_stuck(&self, upto: u64) -> bool {
+        matches!(&self.partial, Some(Partial { item: Item::Data(_, frame), .. }) if frame.generation() <= upto)
     }
 
     /// Keeps data back until [`Outbox::release_data`] was called as often: a `subscribed` that other workers have a part
@@ -559,6 +605,12 @@ impl Outbox {
         self.slots.iter().map(|(_, s)| Head { channel: s.channel.0, seq: s.next - 1 }).collect()
     }
 
+    /// Bytes of control messages that wait.
+    #[must_use]
+    pub const fn control_bytes(&self) -> usize {
+        self.control_bytes
+    }
+
     /// Bytes of data that wait.
     #[must_use]
     pub const fn data_bytes(&self) -> usize {
@@ -632,7 +684,7 @@ impl Outbox {
 
     /// Puts a newer frame in the place of the waiting one of a `latest` subscription. Returns whether it did: a frame that
     /// is too large for the place has to find another.
-    fn replace(&mut self, number: u64, slot: Slot, frame: &Rc<Frame>, now: Now) -> bool {
+    fn replace(&mut self, number: u64, slot: Slot, frame: &Rc<HeldFrame>, now: Now) -> bool {
         let position = usize::try_from(number - self.data_popped).unwrap_or(usize::MAX);
         let Some(old) = self.data.get_mut(position).and_then(|entry| entry.frame.as_mut()) else {
             return false;

@@ -34,6 +34,8 @@ use crate::worker::{Shared, TICK, Worker};
 
 mod held;
 mod keys;
+mod proxied;
+mod refuse;
 mod socket;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
@@ -269,9 +271,9 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
                 let more = received == MESSAGES_PER_TURN;
                 for message in messages.drain(..) {
                     match message {
-                        ToWorker::Socket(socket, peer) => {
+                        ToWorker::Socket(socket, peer, place) => {
                             let sockets = Rc::clone(&plain_sockets);
-                            let serve = socket::serve(Rc::clone(&worker), sockets, socket, peer);
+                            let serve = socket::serve(Rc::clone(&worker), sockets, socket, peer, place);
                             drop(tokio::task::spawn_local(serve));
                         }
                         ToWorker::Cut => worker.cut_connections(),
@@ -312,8 +314,15 @@ async fn accept_some(listener: &AsyncFd<StdListener>, door: Listener, shared: &S
     for _ in 0..ACCEPTS_PER_TURN {
         let Ok(accepted) = ready.try_io(|listener| accept_one(listener.get_ref())) else { break };
         let (socket, address) = accepted?;
-        let peer = Peer { address, listener: door };
-        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, peer));
+        // A proxy's socket is its client's, who is not known yet.
+        let limited = (!shared.config.server.trusted_proxies.contain(address.ip())).then_some(address.ip());
+        match shared.door.accept(limited, Instant::now()) {
+            Ok(place) => {
+                let message = ToWorker::Socket(socket, Peer { address, listener: door }, place);
+                shared.router.send(shared.router.place_connection(), message);
+            }
+            Err(refusal) => refuse::refuse(socket, refusal),
+        }
     }
     Ok(())
 }

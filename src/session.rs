@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use prost::Message as _;
 
+use crate::bucket::Bucket;
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::{Config, Secret};
@@ -15,10 +16,6 @@ use crate::wire::control::{
     ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Subscribe, Unsupported,
 };
 use crate::wire::{ChannelId, Codec};
-
-mod bucket;
-
-use bucket::Bucket;
 
 /// Delays that a subscription can have, in milliseconds, beside the server's flush window; what is asked for is rounded down,
 /// so that subscribers share delivery classes and nobody waits longer than asked.

@@ -2,14 +2,12 @@
 //! here, behind no lock, because it never leaves the thread.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,6 +15,7 @@ use slab::Slab;
 use tokio::io::AsyncWrite;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::admission::door::{Door, Place as AddressPlace};
 use crate::clock::{Clock, Now};
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -58,8 +57,8 @@ pub struct Shared {
     /// Upgraded connections.
     pub connections: AtomicUsize,
     next_connection: AtomicU64,
-    /// How many of them each address has; only handshakes and ends of connections take this lock.
-    addresses: std::sync::Mutex<HashMap<IpAddr, usize>>,
+    /// What each address has open; only accepts, handshakes and ends of connections take its lock.
+    pub door: Door,
     /// Turns of the exports: each copies some MiB of metrics, or lists every connection, so few run at a time and the rest
     /// wait.
     pub exports: Semaphore,
@@ -74,6 +73,7 @@ impl Shared {
     #[must_use]
     pub fn new(config: Arc<Config>, router: Arc<Router>) -> Self {
         let clock = Clock::new();
+        let door = Door::new(&config.server, clock.now().at);
         Self {
             gate: Gate::new(Arc::clone(&config)),
             config,
@@ -82,7 +82,7 @@ impl Shared {
             ready: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
-            addresses: std::sync::Mutex::default(),
+            door,
             exports: Semaphore::new(EXPORTS_MAX),
             metrics_buffers: std::sync::Mutex::new(Vec::new()),
             latency_log: std::sync::Mutex::new(LatencyLog::new(clock.now())),
@@ -100,16 +100,9 @@ impl Shared {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now < most).then_some(now + 1));
         taken.map_err(|_| NoSlot::Server)?;
         // From here on, dropping the slot gives back what was taken.
-        let mut slot = ConnectionSlot { shared: Arc::clone(self), network: None };
-        if let Some(network) = limited_network(peer, self.config.server.connections_per_address_max) {
-            let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = addresses.entry(network).or_default();
-            if *count >= self.config.server.connections_per_address_max {
-                return Err(NoSlot::Address);
-            }
-            *count += 1;
-            slot.network = Some(network);
-        }
+        let mut slot = ConnectionSlot { shared: Arc::clone(self), place: None };
+        let place = self.door.connect(peer, Instant::now()).ok_or(NoSlot::Address)?;
+        slot.place = Some(place);
         Ok(slot)
     }
 
@@ -128,38 +121,17 @@ pub enum NoSlot {
     Address,
 }
 
-/// What connections are counted by; nothing where they are not limited. Who has one address of IPv6 has the 2^64 of its network.
-fn limited_network(peer: IpAddr, most: usize) -> Option<IpAddr> {
-    let peer = peer.to_canonical();
-    if most == 0 || peer.is_loopback() {
-        return None;
-    }
-    Some(match peer {
-        IpAddr::V4(_) => peer,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    })
-}
-
 /// One of `server.connections_max`, and of `server.connections_per_address_max`; given back when it is dropped.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     shared: Arc<Shared>,
-    /// Where it is counted.
-    network: Option<IpAddr>,
+    /// Its place among those of its address.
+    place: Option<AddressPlace>,
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.shared.connections.fetch_sub(1, Ordering::AcqRel);
-        let Some(network) = self.network else { return };
-        let mut addresses = self.shared.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = addresses.entry(network) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                // So the table is never larger than the number of connections.
-                count.remove();
-            }
-        }
     }
 }
 
@@ -402,7 +374,7 @@ mod tests {
         assert_eq!(take("127.0.0.1").unwrap_err(), NoSlot::Server);
         slots.clear();
         assert_eq!(shared.connections.load(Ordering::Relaxed), 0);
-        assert!(shared.addresses.lock().unwrap().is_empty());
+        assert!(take("192.0.2.1").is_ok(), "what was given back can be taken");
         let own: Vec<_> = (0..6).map(|_| take("127.0.0.1").unwrap()).collect();
         assert_eq!(own.len(), 6, "this machine's own are not counted");
     }

@@ -292,6 +292,44 @@ proptest! {
     }
 
     #[test]
+    fn proxy_header(
+        version in prop_oneof![4 => select(&[0x20, 0x21][..]), 1 => any::<u8>()],
+        kind in prop_oneof![4 => select(&[0x00, 0x11, 0x21, 0x31, 0x12][..]), 1 => any::<u8>()],
+        content in vec(any::<u8>(), 0..60),
+        length in option::weighted(0.3, prop_oneof![0..60_u16, 530..540_u16, any::<u16>()]),
+        behind in prop_oneof![Just(0_usize), 0..600_usize],
+        damage in option::weighted(0.2, damage()),
+    ) {
+        let length = length.unwrap_or_else(|| u16::try_from(content.len()).expect("short"));
+        let mut data = [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[version, kind], &length.to_be_bytes(), &content].concat();
+        data.resize(data.len() + behind, 0xEE);
+        if let Some(damage) = damage {
+            damage.apply(&mut data);
+        }
+        targets::proxy::check(&data);
+    }
+
+    #[test]
+    fn forwarded_for(
+        hops in vec(
+            select(&["203.0.113.9", "10.1.2.3", "10.0.0.1:80", "[2001:db8::1]:1", "2001:db8::1", "::ffff:10.0.0.1",
+                     "[::1]", "", "unknown", "1.2.3", "[1.2.3.4]"][..]),
+            0..6,
+        ),
+        proxies in prop_oneof![Just(0_usize), 28..36_usize],
+        separators in vec(select(&[",", ", ", "\n", " ,\t"][..]), 48),
+    ) {
+        let hops = hops.iter().copied().chain(std::iter::repeat_n("10.9.9.9", proxies));
+        let data: String = hops.zip(&separators).flat_map(|(hop, separator)| [*separator, hop]).collect();
+        targets::proxy::check(data.trim_start_matches([',', ' ', '\n', '\t']).as_bytes());
+    }
+
+    #[test]
+    fn proxy_of_any_text(text in "[0-9a-f.:,\\[\\] \n]{0,40}|\\PC{0,20}") {
+        targets::proxy::check(text.as_bytes());
+    }
+
+    #[test]
     fn pattern_of_any_text(text in "[ab*>$.\n]{0,12}|\\PC{0,20}") {
         targets::pattern::check(text.as_bytes());
     }

@@ -6,6 +6,7 @@
 pub mod control;
 pub mod offered;
 pub mod pattern;
+pub mod proxy;
 pub mod publish;
 pub mod reader;
 pub mod token;
@@ -14,11 +15,12 @@ pub mod token;
 pub type Check = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Check); 6] = [
+pub const ALL: [(&str, Check); 7] = [
     ("reader", reader::check),
     ("control", control::check),
     ("pattern", pattern::check),
     ("publish", publish::check),
     ("token", token::check),
     ("offered", offered::check),
+    ("proxy", proxy::check),
 ];

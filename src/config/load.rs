@@ -566,7 +566,7 @@ mod tests {
 
     #[test]
     fn rules_between_keys_are_checked() {
-        let rows = [
+        let rows: &[(&str, &str)] = &[
             (
                 "[server]\nhandshake_timeout_ms = 1000",
                 "t.toml:2: server.handshake_timeout_ms = 1000: give at least 5000, since a request head cannot end before \
@@ -602,7 +602,7 @@ mod tests {
             ),
         ];
         for (toml, expected) in rows {
-            assert_eq!(messages(toml, &[], &[]).join("\n"), expected, "{toml}");
+            assert_eq!(messages(toml, &[], &[]).join("\n"), *expected, "{toml}");
         }
     }
 
@@ -619,6 +619,9 @@ mod tests {
                 whoever visits it; list the pages in server.origins".to_owned()),
             ("admin.token = 'a token that nobody can send, at all'", "t.toml:1: admin.token: a token that no client can send \
                 (RFC 6750); use ASCII letters, digits and - . _ ~ + / =".to_owned()),
+            ("server.proxy_protocol = true", "t.toml:1: server.proxy_protocol = true: a PROXY header is believed from known \
+                proxies alone; name them in server.trusted_proxies".to_owned()),
+            ("server.proxy_protocol = true\nserver.trusted_proxies = '10.0.0.0/8'", String::new()),
             ("admin.listen = '0.0.0.0:9401'", "t.toml:1: admin.listen = \"0.0.0.0:9401\": everybody who reaches this address \
                 could see everything; set admin.token, or keys for tokens with the right admin, or insecure_open = true".to_owned()),
             ("listen = '0.0.0.0:9400'\nauth.keys_file = 'keys.json'", String::new()),
@@ -690,6 +693,7 @@ mod tests {
                     "listen" => "[::1]:1",
                     "log_format" => LogFormat::Json.label(),
                     "log_filter" => "warn,tidewire::hub=debug",
+                    "trusted_proxies" => "10.0.0.0/8,2001:db8::1",
                     "origins" => "https://a.example,http://b.example:81",
                     "issuer" | "audience" | "cookie" | "keys_file" => "some-text",
                     _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
@@ -706,9 +710,13 @@ mod tests {
         for key in KEYS {
             let (toml, text) = other_value(key);
             let (path, variable) = (key.path(), key.variable());
-            let file = layered(&format!("{path} = {toml}"), &[], &[]).expect("the file is sound");
-            let environment = layered("", &[(&variable, &text)], &[]).expect("the variable is sound");
-            let flag = layered("", &[], &[&format!("{path}={text}")]);
+            let needed = match &*path {
+                "server.proxy_protocol" => "server.trusted_proxies = '10.0.0.0/8'\n",
+                _ => "",
+            };
+            let file = layered(&format!("{needed}{path} = {toml}"), &[], &[]).expect("the file is sound");
+            let environment = layered(needed, &[(&variable, &text)], &[]).expect("the variable is sound");
+            let flag = layered(needed, &[], &[&format!("{path}={text}")]);
             assert_ne!(file, Config::default(), "{path}");
             assert_eq!(environment, file, "{path}");
             if key.is_secret() {

@@ -42,11 +42,20 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         flush_window: shared.config.batch.window,
         ..Gauges::default()
     };
-    for WorkerReport { metrics: worker, subscriptions, outbox_bytes, outbox_frames, widening } in reports {
+    for WorkerReport {
+        metrics: worker,
+        subscriptions,
+        outbox_bytes,
+        outbox_frames,
+        memory_bytes,
+        widening,
+    } in reports
+    {
         metrics.merge(&worker);
         gauges.subscriptions += subscriptions as u64;
         gauges.outbox_bytes += outbox_bytes as u64;
         gauges.outbox_frames += outbox_frames as u64;
+        gauges.outbox_memory_bytes += memory_bytes as u64;
         let window = (shared.config.batch.window * widening / STEPS).min(shared.config.batch.window_max);
         gauges.flush_window = gauges.flush_window.max(window);
         let mut buffers = shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -54,6 +63,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
             buffers.push(worker);
         }
     }
+    metrics.counters.sockets_refused.add(&shared.door.refused());
     (metrics, gauges)
 }
 

@@ -70,6 +70,13 @@ pub(super) fn unavailable(message: &str, reason: CloseReason) -> Reply {
     retry_later(refusal(StatusCode::SERVICE_UNAVAILABLE, reason.label(), message), reason)
 }
 
+/// A client of a proxy asks for too many connections a second.
+pub fn too_many_requests() -> Reply {
+    let message =
+        "this address asks for too many connections a second (server.accepts_per_address_per_s_max)";
+    retry_later(refusal(StatusCode::TOO_MANY_REQUESTS, "rate", message), CloseReason::Capacity)
+}
+
 /// Adds when to come back, which is as after a close with this reason.
 pub(super) fn retry_later(mut reply: Reply, reason: CloseReason) -> Reply {
     let after = match reason.retry() {

@@ -12,6 +12,7 @@ impl Hub {
     pub(super) fn report(&mut self, mut metrics: Box<WorkerMetrics>) -> WorkerReport {
         let mut totals = Totals::default();
         let mut outbox_bytes = 0;
+        let mut control_bytes = 0;
         let mut outbox_frames = 0;
         let mut subscriptions = 0;
         for (_, member) in &self.members {
@@ -21,6 +22,7 @@ impl Hub {
             let outbox = member.handle.outbox().borrow();
             totals.add(outbox.totals());
             outbox_bytes += outbox.data_bytes();
+            control_bytes += outbox.control_bytes();
             outbox_frames += outbox.data_frames();
             subscriptions += member.subscriptions.len();
         }
@@ -31,6 +33,7 @@ impl Hub {
             subscriptions,
             outbox_frames,
             outbox_bytes,
+            memory_bytes: self.memory.bytes() + control_bytes,
             widening: self.widening.widening(),
         }
     }
@@ -53,7 +56,7 @@ impl Hub {
                 outbox_bytes: outbox.data_bytes(),
                 lag_ms: millis(outbox.oldest_age(now)),
                 delivered: totals.samples_delivered,
-                dropped: totals.dropped_overflow + totals.dropped_age + totals.dropped_other,
+                dropped: totals.dropped(),
                 conflated: totals.conflated + totals.rate_limited,
                 bytes: totals.bytes,
                 channels: outbox.ledgers().collect(),
@@ -87,6 +90,7 @@ pub(super) fn count_totals(metrics: &mut WorkerMetrics, totals: &Totals) {
     counters.samples_delivered += totals.samples_delivered;
     counters.samples_dropped[DropReason::Overflow] += totals.dropped_overflow;
     counters.samples_dropped[DropReason::Age] += totals.dropped_age;
+    counters.samples_dropped[DropReason::Memory] += totals.dropped_memory;
     counters.samples_dropped[DropReason::Ended] += totals.dropped_other;
     counters.samples_conflated[ConflationCause::Latest] += totals.conflated;
     counters.samples_conflated[ConflationCause::Rate] += totals.rate_limited;

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use crate::admission::door::Place as AddressPlace;
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
@@ -37,8 +38,8 @@ const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
 /// What one worker tells another.
 #[derive(Debug)]
 pub enum ToWorker {
-    /// A socket to own, and its peer.
-    Socket(std::net::TcpStream, Peer),
+    /// A socket to own, its peer, and its place among those of its address.
+    Socket(std::net::TcpStream, Peer, AddressPlace),
     /// Samples for a channel whose home is here.
     Publish(Box<ForwardedPublish>),
     /// A frame of a channel that has receivers here.
@@ -193,6 +194,8 @@ pub struct WorkerReport {
     pub outbox_frames: usize,
     /// Bytes that wait in outboxes.
     pub outbox_bytes: usize,
+    /// Bytes of the frames in outboxes, each counted once, and of control messages.
+    pub memory_bytes: usize,
     /// By how much flush windows are widened, in parts of [`STEPS`](super::overload::STEPS).
     pub widening: u32,
 }

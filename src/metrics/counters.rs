@@ -30,6 +30,13 @@ impl<L: Label> Default for By<L> {
 }
 
 impl<L: Label> By<L> {
+    /// Adds other counts.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.as_mut().iter_mut().zip(other.0.as_ref()) {
+            *mine = mine.saturating_add(*theirs);
+        }
+    }
+
     /// All values of the label together.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -151,6 +158,8 @@ label! {
         Drain = "drain",
         /// The address has all the connections that one may have: 429.
         Address = "address",
+        /// The address, told by a proxy, asks for too many connections a second: 429.
+        Rate = "rate",
         /// A web page from a place that may not connect: 403.
         Origin = "origin",
         /// No token, or one that is not taken: 401.
@@ -167,6 +176,22 @@ label! {
         TooLarge = "too_large",
         /// No whole request head within the handshake timeout.
         Timeout = "timeout",
+    }
+}
+
+label! {
+    /// Why a socket was closed right after its accept, before anything was read from it but a proxy's header.
+    SocketRefusal, "reason" {
+        /// `server.accepts_per_s_max`: 503.
+        Rate = "rate",
+        /// `server.accepts_per_address_per_s_max`: 429.
+        AddressRate = "address_rate",
+        /// Its address has too many sockets that are no WebSocket yet: 429.
+        AddressSockets = "address_sockets",
+        /// The worker has too many sockets that are no WebSocket yet: 503.
+        Sockets = "sockets",
+        /// A trusted proxy sent no whole and valid PROXY header in time.
+        ProxyHeader = "proxy_header",
     }
 }
 
@@ -197,6 +222,8 @@ label! {
         Overflow = "overflow",
         /// It waited longer than the subscription's age limit.
         Age = "age",
+        /// All outboxes together took more than `outbox.total_bytes_max`.
+        Memory = "memory",
         /// Its connection or subscription ended first.
         Ended = "ended",
     }
@@ -263,6 +290,8 @@ macro_rules! series {
 counters! {
     connections_opened = "Connections that were upgraded to WebSocket.";
     connections_closed by CloseReason = "Connections that ended, by reason.";
+    sockets_refused by SocketRefusal = "Sockets that were closed before a request was read, by reason.";
+    forwarded_unreadable = "Requests of trusted proxies that did not tell their client in X-Forwarded-For.";
     handshakes_refused by HandshakeRefusal = "Requests for an upgrade that were refused, by reason.";
     bytes_received = "Bytes of WebSocket messages that were received, headers left out.";
     messages_received = "WebSocket text and binary messages that were received, valid or not.";
@@ -315,6 +344,7 @@ mod tests {
     fn labels_are_closed_lists_in_order() {
         check_label(&CloseReason::ALL);
         check_label(&ErrorCode::ALL);
+        check_label(&SocketRefusal::ALL);
         check_label(&HandshakeRefusal::ALL);
         check_label(&FlushCause::ALL);
         check_label(&DropReason::ALL);

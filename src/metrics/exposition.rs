@@ -59,6 +59,8 @@ pub struct Gauges {
     pub outbox_frames: u64,
     /// Bytes of control and data that wait in outboxes.
     pub outbox_bytes: u64,
+    /// Bytes that outboxes take: each frame once for each worker that holds it, and control messages.
+    pub outbox_memory_bytes: u64,
     /// The flush window in effect, the widest of all workers: it widens under overload.
     pub flush_window: Duration,
     /// Threads that own connections and channels.
@@ -101,6 +103,11 @@ const GAUGES: &[GaugeRow] = &[
         name: "tidewire_outbox_bytes",
         help: "Bytes of control and data that wait in outboxes.",
         value: |gauges| gauges.outbox_bytes as f64,
+    },
+    GaugeRow {
+        name: "tidewire_outbox_memory_bytes",
+        help: "Bytes that outboxes take: each frame once for each worker that holds it, and control messages.",
+        value: |gauges| gauges.outbox_memory_bytes as f64,
     },
     GaugeRow {
         name: "tidewire_flush_window_seconds",

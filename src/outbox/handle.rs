@@ -8,13 +8,14 @@ use std::task::{Context, Waker};
 
 use bytes::Bytes;
 
+use super::memory::HeldFrame;
 use super::ready::{Place, ReadyList};
 use super::{Outbox, Slot};
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::OutboxLimits;
 use crate::wire::control::{ErrorCode, Event};
-use crate::wire::{Frame, seal};
+use crate::wire::seal;
 
 /// See the module's page.
 pub struct OutboxHandle {
@@ -72,11 +73,19 @@ impl OutboxHandle {
     }
 
     /// Queues a frame; a refusal by policy ends the connection.
-    pub fn push_data(&self, slot: Slot, frame: &Rc<Frame>, now: Now) {
+    pub fn push_data(&self, slot: Slot, frame: &Rc<HeldFrame>, now: Now) {
         if self.outbox.borrow_mut().push_data(slot, frame, now).is_err() {
             self.end(CloseReason::SlowConsumer);
         }
         self.wake_writer();
+    }
+
+    /// Drops the frames that came up to a generation; see [`Outbox::shed`]. A refusal by policy ends the connection. The ticker
+    /// sees to it that the gaps are told.
+    pub fn shed(&self, upto: u64, now: Now) {
+        if self.outbox.borrow_mut().shed(upto, now).is_err() {
+            self.end(CloseReason::SlowConsumer);
+        }
     }
 
     /// Queues a message for the control lane; a full lane ends the connection.

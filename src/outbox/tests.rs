@@ -1,8 +1,12 @@
 //! The policies at their limits, partial writes, and the ledger after everything.
 
+use super::memory::FrameMemory;
 use super::*;
 use crate::clock::Clock;
 use crate::wire::TIMED_SAMPLES;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 const SECOND: Duration = Duration::from_secs(1);
 const CHANNEL: ChannelId = ChannelId(3);
@@ -17,16 +21,20 @@ fn options(policy: Policy) -> SlotOptions {
 }
 
 /// A frame of the samples from `first` to `last`, with as many bytes as that.
-fn frame(first: Seq, last: Seq, bytes: usize, now: Now) -> Rc<Frame> {
+fn frame(first: Seq, last: Seq, bytes: usize, now: Now) -> Rc<HeldFrame> {
     let count = u32::try_from(last + 1 - first).unwrap();
     thin_frame(first, last, count, bytes, now)
 }
 
-fn thin_frame(first: Seq, last: Seq, count: u32, bytes: usize, now: Now) -> Rc<Frame> {
+fn thin_frame(first: Seq, last: Seq, count: u32, bytes: usize, now: Now) -> Rc<HeldFrame> {
     // Each byte tells which frame it is of.
     let bytes = Bytes::from(vec![u8::try_from(first % 100).unwrap(); bytes]);
     let (flushed_at, received_at) = (now.at, [now.at; TIMED_SAMPLES]);
-    Rc::new(Frame { bytes, channel: CHANNEL, first, last, count, flushed_at, received_at })
+    held(Frame { bytes, channel: CHANNEL, first, last, count, flushed_at, received_at })
+}
+
+fn held(frame: Frame) -> Rc<HeldFrame> {
+    FrameMemory::new(usize::MAX).hold(frame)
 }
 
 /// An outbox with small limits and a clock.
@@ -523,5 +531,155 @@ fn a_reader_that_is_behind_gets_what_is_new() {
         assert_eq!(written(&mut bench), expected[2], "{policy:?}");
         let lost = if policy == Policy::DropOldest { 5 + 5 + 4 } else { 5 };
         assert_eq!(bench.ledger(slot), [33, 33 - lost, 0, lost, 0], "{policy:?}");
+    }
+}
+
+/// Outboxes of one worker that share its frames.
+struct Crowd {
+    memory: FrameMemory,
+    outboxes: Vec<(Outbox, Slot, Policy)>,
+    next: Seq,
+    now: Now,
+}
+
+impl Crowd {
+    fn new(bytes_max: usize, policies: &[Policy]) -> Self {
+        let outboxes = policies.iter().map(|&policy| {
+            let mut outbox = Outbox::new(OutboxLimits { data_frames_max: 8, ..OutboxLimits::default() });
+            let slot = outbox.open_slot(CHANNEL, options(policy), 1);
+            (outbox, slot, policy)
+        });
+        let outboxes = outboxes.collect();
+        Self { memory: FrameMemory::new(bytes_max), outboxes, next: 1, now: Clock::new().now() }
+    }
+
+    /// A frame of one sample for all.
+    fn push(&mut self, bytes: usize) {
+        let frame = frame(self.next, self.next, bytes, self.now);
+        let frame = self.memory.hold(Frame::clone(&frame));
+        self.next += 1;
+        for (outbox, slot, _) in &mut self.outboxes {
+            // One that has to end is still accounted for.
+            let _ = outbox.push_data(*slot, &frame, self.now);
+        }
+    }
+
+    fn write(&mut self, which: usize, bytes: usize) {
+        let outbox = &mut self.outboxes[which].0;
+        let mut offered = 0;
+        outbox.gather(|message| {
+            offered += message.len();
+            Take::More
+        });
+        outbox.advance(offered.min(bytes), |_| ());
+    }
+}
+
+#[test]
+fn what_all_take_together_goes_by_age_under_each_policy() {
+    use Policy::{Disconnect, DropNewest, DropOldest, Latest};
+    for (policy, stays, ledger) in [
+        (DropOldest, 2, [4, 0, 0, 2, 2]),
+        (DropNewest, 2, [4, 0, 0, 2, 2]),
+        (Disconnect, 2, [4, 0, 0, 2, 2]),
+        (Latest, 1, [4, 0, 3, 0, 1]),
+    ] {
+        let mut crowd = Crowd::new(usize::MAX, &[policy]);
+        for _ in 0..4 {
+            crowd.push(100);
+            crowd.memory.begin_generation();
+        }
+        let outbox = &mut crowd.outboxes[0].0;
+        assert_eq!(outbox.shed(1, crowd.now).is_err(), policy == Disconnect, "{policy:?}");
+        let Ledger { published, delivered, conflated, dropped, queued, .. } = outbox.ledger(0);
+        assert_eq!([published, delivered, conflated, dropped, queued], ledger, "{policy:?}");
+        assert_eq!((outbox.data_frames(), outbox.data_bytes()), (stays, stays * 100));
+        assert_eq!(outbox.totals().dropped_memory, ledger[3]);
+        assert_eq!(outbox.shed(1, crowd.now), Ok(()), "nothing is left of it");
+    }
+}
+
+#[test]
+fn what_was_begun_is_not_dropped_and_is_told() {
+    let mut crowd = Crowd::new(usize::MAX, &[Policy::DropOldest]);
+    for _ in 0..3 {
+        crowd.push(100);
+        crowd.memory.begin_generation();
+    }
+    crowd.write(0, 50);
+    let outbox = &mut crowd.outboxes[0].0;
+    assert_eq!(outbox.shed(1, crowd.now), Ok(()));
+    assert_eq!((outbox.totals().dropped_memory, outbox.data_frames()), (1, 2));
+    assert!(outbox.is_stuck(0) && outbox.is_stuck(5));
+    crowd.write(0, 150);
+    let outbox = &crowd.outboxes[0].0;
+    assert!(!outbox.is_stuck(5));
+    assert_eq!((outbox.totals().samples_delivered, crowd.memory.bytes()), (2, 0));
+}
+
+#[test]
+fn a_newer_frame_in_an_old_place_hides_nothing_from_shedding() {
+    let memory = FrameMemory::new(usize::MAX);
+    let now = Clock::new().now();
+    let mut outbox = Outbox::new(OutboxLimits::default());
+    let latest = outbox.open_slot(CHANNEL, options(Policy::Latest), 1);
+    let other = outbox.open_slot(ChannelId(4), options(Policy::DropOldest), 1);
+    for (slot, seq) in [(latest, 1), (other, 1), (latest, 2), (other, 2)] {
+        let frame = memory.hold(Frame::clone(&frame(seq, seq, 100, now)));
+        outbox.push_data(slot, &frame, now).unwrap();
+        memory.begin_generation();
+    }
+    assert_eq!(outbox.shed(1, now), Ok(()));
+    assert_eq!((outbox.ledger(latest).dropped, outbox.ledger(other).dropped), (0, 1));
+    assert_eq!((outbox.ledger(latest).queued, outbox.ledger(other).queued), (1, 1));
+}
+
+proptest! {
+    /// What is held is counted once. After shedding up to a cutoff, enough is freed, or what is left of that age was begun; what
+    /// stays is newer than all that went; every loss is told, and the ledgers hold.
+    #[test]
+    fn shedding_frees_what_is_oldest(
+        steps in vec((0..3_u8, 0..4_usize, 50..2_000_usize), 1..80),
+        policies in vec(select(&[Policy::DropOldest, Policy::DropNewest, Policy::Disconnect, Policy::Latest][..]), 4),
+        wanted in 1..6_usize,
+    ) {
+        let mut crowd = Crowd::new(16 << 10, &policies);
+        for (kind, which, bytes) in steps {
+            match kind {
+                0 => crowd.write(which, bytes),
+                1 => crowd.memory.begin_generation(),
+                _ => crowd.push(bytes),
+            }
+            let mut held: Vec<&Rc<HeldFrame>> = Vec::new();
+            for (outbox, ..) in &crowd.outboxes {
+                held.extend(outbox.data.iter().filter_map(|entry| entry.frame.as_ref()));
+                if let Some(Partial { item: Item::Data(_, frame), .. }) = &outbox.partial {
+                    held.push(frame);
+                }
+            }
+            held.sort_by_key(|frame| Rc::as_ptr(frame));
+            held.dedup_by_key(|frame| Rc::as_ptr(frame));
+            let content: usize = held.iter().map(|frame| frame.bytes.len()).sum();
+            let overhead = crowd.memory.bytes() - content;
+            prop_assert!(overhead == 0 || overhead.is_multiple_of(held.len()), "one overhead for each frame");
+        }
+        let before = crowd.memory.bytes();
+        let excess = before / wanted;
+        let Some(upto) = crowd.memory.cutoff(excess.max(1), None) else { return Ok(()) };
+        for (outbox, ..) in &mut crowd.outboxes {
+            let _ = outbox.shed(upto, crowd.now);
+        }
+        let begun = crowd.outboxes.iter().any(|(outbox, ..)| outbox.is_stuck(upto));
+        let is_last = crowd.memory.cutoff(1, Some(upto)).is_none();
+        prop_assert!(crowd.memory.bytes() + excess <= before || begun || is_last);
+        for (outbox, slot, _) in &mut crowd.outboxes {
+            let waits = outbox.data.iter().filter_map(|entry| entry.frame.as_ref());
+            prop_assert!(waits.clone().all(|frame| frame.generation() > upto));
+            let ledger = outbox.ledger(*slot);
+            let gaps = &outbox.slots[*slot as usize].gaps;
+            let told: u64 = [gaps.slow, gaps.conflated, gaps.rate].iter().flatten().map(|span| span.count).sum();
+            prop_assert_eq!(told, ledger.dropped + ledger.conflated);
+            prop_assert_eq!(outbox.totals().dropped(), ledger.dropped);
+        }
     }
 }

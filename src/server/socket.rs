@@ -14,13 +14,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::held::{Held, Hold};
+use super::proxied;
+use super::refuse::refuse;
+use crate::admission::PLAIN_SOCKETS_MAX;
+use crate::admission::door::Place;
 use crate::connection::{self, Upgraded};
 use crate::http::{self, Outcome};
+use crate::metrics::SocketRefusal;
 use crate::peer::Peer;
 use crate::worker::{ConnectionSlot, Worker};
-
-/// Sockets beside the WebSocket connections: handshakes under way, health checks, scrapes. One more is closed at once.
-const PLAIN_SOCKETS_MAX: usize = 1_024;
 
 /// Largest request head, in bytes, and most headers in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -32,15 +34,18 @@ pub(super) async fn serve(
     plain_sockets: Rc<RefCell<usize>>,
     socket: StdStream,
     peer: Peer,
+    place: Place,
 ) {
     let placed = Placed { worker: &worker };
     if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
+        worker.shared.door.count(SocketRefusal::Sockets);
+        refuse(socket, SocketRefusal::Sockets);
         return;
     }
     let upgraded = {
         let _plain = Plain::count(&plain_sockets);
         // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
-        Box::pin(serve_http(&worker, socket, peer)).await.unwrap_or_default()
+        Box::pin(serve_http(&worker, socket, peer, place)).await.unwrap_or_default()
     };
     if let Some(WebSocket { io, upgraded, slot }) = upgraded {
         connection::run(Rc::clone(&worker), io, upgraded).await;
@@ -57,11 +62,20 @@ struct WebSocket {
 }
 
 /// Serves HTTP until the socket ends or becomes a WebSocket.
-async fn serve_http(worker: &Rc<Worker>, socket: StdStream, peer: Peer) -> io::Result<Option<WebSocket>> {
+async fn serve_http(
+    worker: &Rc<Worker>,
+    socket: StdStream,
+    peer: Peer,
+    place: Place,
+) -> io::Result<Option<WebSocket>> {
     let limits = &worker.config().server;
-    let io = TcpStream::from_std(socket)?;
+    let mut io = TcpStream::from_std(socket)?;
     let opened = Instant::now();
-    match tokio::time::timeout(limits.first_byte_timeout, io.readable()).await {
+    let Some((peer, _place)) = proxied::introduce(worker, &mut io, peer, place, opened).await else {
+        return Ok(None);
+    };
+    let first_byte_timeout = limits.first_byte_timeout.saturating_sub(opened.elapsed());
+    match tokio::time::timeout(first_byte_timeout, io.readable()).await {
         Ok(readable) => readable?,
         Err(_) => return Ok(None),
     }
@@ -74,10 +88,13 @@ async fn serve_http(worker: &Rc<Worker>, socket: StdStream, peer: Peer) -> io::R
         let (worker, peer) = (Rc::clone(worker), Rc::clone(&peer));
         let (outcome, hold) = (Rc::clone(&outcome), Arc::clone(&hold));
         async move {
+            let Some(peer) = proxied::client_of(&worker, &peer, request.headers()) else {
+                return Ok(http::too_many_requests());
+            };
             Ok::<_, std::convert::Infallible>(match http::answer(&worker, &peer, request).await {
                 Outcome::Reply(reply) => reply,
                 Outcome::Upgrade { reply, wanted, socket, slot } => {
-                    *outcome.borrow_mut() = Some((wanted, socket, slot));
+                    *outcome.borrow_mut() = Some((peer, wanted, socket, slot));
                     hold.store(true, Ordering::Relaxed);
                     reply
                 }
@@ -105,7 +122,7 @@ async fn serve_http(worker: &Rc<Worker>, socket: StdStream, peer: Peer) -> io::R
             }
         }
     };
-    let Some((wanted, socket, slot)) = outcome.take() else { return Ok(None) };
+    let Some((peer, wanted, socket, slot)) = outcome.take() else { return Ok(None) };
     served.map_err(io::Error::other)?;
     // Nothing has been read from the socket by its new owner, so nothing is lost on the way back to the bare stream.
     let upgraded = socket.await.map_err(io::Error::other)?.into_inner();

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that cannot go on fails its test")]
 
+mod admission;
 mod bad_input;
 mod faults;
 mod faults_of_networks;
@@ -11,6 +12,7 @@ mod foreign_clients;
 mod framing;
 mod handshake;
 mod identity;
+mod memory;
 mod protocol;
 mod shutdown;
 mod slow_subscriber;

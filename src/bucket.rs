@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// See the module's page.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub struct Bucket {
     /// Tokens a second; 0 is no limit.
     rate: u64,
     tokens: u64,
@@ -13,12 +13,14 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) const fn new(rate: u64, now: Instant) -> Self {
+    /// A full bucket of so many tokens a second; 0 is no limit.
+    #[must_use]
+    pub const fn new(rate: u64, now: Instant) -> Self {
         Self { rate, tokens: rate, filled_at: now }
     }
 
     /// Whether there are that many tokens. One that asks for more than a second's worth gets it from a full bucket.
-    pub(super) fn has(&mut self, tokens: u64, now: Instant) -> bool {
+    pub fn has(&mut self, tokens: u64, now: Instant) -> bool {
         if self.rate == 0 {
             return true;
         }
@@ -28,7 +30,8 @@ impl Bucket {
         self.tokens >= tokens.min(self.rate)
     }
 
-    pub(super) const fn take(&mut self, tokens: u64) {
+    /// Takes that many tokens, or all that there are.
+    pub const fn take(&mut self, tokens: u64) {
         self.tokens = self.tokens.saturating_sub(tokens);
     }
 
