@@ -7,15 +7,18 @@ use std::time::Duration;
 
 mod log;
 mod origins;
+mod path;
 mod print;
 mod problem;
 mod relation;
+mod rule;
 mod setting;
 
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use origins::{Origin, OriginError, Origins};
+pub use path::{FilePath, FilePathError};
 pub use print::{default_file, reference};
 pub use setting::{Key, VARIABLE_PREFIX};
 
@@ -81,6 +84,23 @@ settings! {
         close_timeout: Duration = Duration::from_secs(2), "ms", 0..=WEEK;
         /// How long a drain may take before connections are cut.
         drain_timeout: Duration = Duration::from_secs(10), "ms", 0..=WEEK;
+    }
+
+    /// TLS (`wss` and `https`, versions 1.2 and 1.3): on where a certificate is named. Every listener speaks it then, and
+    /// nothing else. Files that change are read again within seconds, for new connections.
+    tls: TlsSettings {
+        /// The server's certificate, with those between it and its CA behind it (PEM).
+        certificate_file: FilePath = FilePath::default(), "", Any;
+        /// The private key that belongs to it (PEM). Nobody but its owner may be able to read or write the file.
+        key_file: FilePath = FilePath::default(), "", Any;
+        /// Certificates of the CAs whose clients are let in (PEM). Then clients are asked for a certificate, and its common
+        /// name is who they are.
+        client_ca_file: FilePath = FilePath::default(), "", Any;
+        /// Whether a client without a certificate is refused.
+        client_certificate_required: bool = false, "", Any;
+        /// For trials, in place of the two files: a certificate that this server makes for itself at each start. It is
+        /// written here, for clients to trust; its key stays in memory.
+        self_signed_file: FilePath = FilePath::default(), "", Any;
     }
 
     /// What one peer may send.
@@ -151,6 +171,14 @@ settings! {
         notsent_lowat_bytes: u32 = 16 << 10, "bytes", 1..=1 << 30;
         /// Silence before a `heartbeat`.
         heartbeat_interval: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+    }
+}
+
+impl TlsSettings {
+    /// Whether the server speaks TLS.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.certificate_file.is_set() || self.self_signed_file.is_set()
     }
 }
 

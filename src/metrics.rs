@@ -6,7 +6,9 @@
 
 use hdrhistogram::Histogram;
 
-pub use counters::{By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, Label};
+pub use counters::{
+    By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, Label, TlsFailure,
+};
 
 mod counters;
 pub mod exposition;

@@ -1,4 +1,4 @@
-//! Who is at the other end of a socket, before anything is said. Pure.
+//! Who is at the other end of a socket, before it asks for anything. Pure.
 
 use std::net::SocketAddr;
 
@@ -7,4 +7,16 @@ use std::net::SocketAddr;
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
+    /// Who the client's certificate says it is: its common name, at most
+    /// [`COMMON_NAME_BYTES_MAX`](crate::tls::COMMON_NAME_BYTES_MAX) printable bytes. Only with `tls.client_ca_file`, and then
+    /// vouched for by one of those CAs. Nothing for a client that showed no certificate.
+    pub certificate: Option<Box<str>>,
+}
+
+impl Peer {
+    /// One of which nothing is known but its address.
+    #[must_use]
+    pub const fn at(address: SocketAddr) -> Self {
+        Self { address, certificate: None }
+    }
 }

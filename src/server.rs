@@ -28,11 +28,13 @@ use crate::metrics::latency::LOG_INTERVAL;
 use crate::outbound;
 use crate::peer::Peer;
 use crate::publisher;
+use crate::tls::Tls;
 use crate::worker::timer::Timer;
 use crate::worker::{Shared, TICK, Worker};
 
 mod held;
 mod socket;
+mod tls;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
@@ -55,14 +57,23 @@ const MESSAGES_PER_TURN: usize = 256;
 pub struct Server {
     listener: StdListener,
     config: Config,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
-    /// Binds the listener.
+    /// Reads the certificate, if the server speaks TLS, and binds the listener.
     ///
     /// # Errors
-    /// The address cannot be bound.
+    /// A file of `tls` cannot be used, or the address cannot be bound: one line that says so.
     pub fn bind(config: Config) -> io::Result<Self> {
+        let tls = Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?;
+        let listen = config.listen;
+        let listener = Self::listen(&config)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
+        Ok(Self { listener, config, tls: tls.map(Arc::new) })
+    }
+
+    fn listen(config: &Config) -> io::Result<StdListener> {
         let socket = Socket::new(Domain::for_address(config.listen), Type::STREAM, None)?;
         // A server that was just ended leaves sockets behind that would keep its address busy for a minute.
         socket.set_reuse_address(true)?;
@@ -72,7 +83,13 @@ impl Server {
         socket.bind(&config.listen.into())?;
         socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
-        Ok(Self { listener: socket.into(), config })
+        Ok(socket.into())
+    }
+
+    /// What it speaks TLS with, if it does.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
     }
 
     /// Where it listens.
@@ -92,7 +109,9 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let config = Arc::new(self.config);
         let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
-        let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
+        let mut shared = Shared::new(Arc::clone(&config), Arc::clone(&router));
+        shared.tls = self.tls;
+        let shared = Arc::new(shared);
         let (ended, mut failed) = mpsc::channel(config.workers);
         let threads = start_workers(&shared, inboxes, &ended)?;
         #[expect(
@@ -105,7 +124,12 @@ impl Server {
         let accept = accept(&listener, &shared);
         let publish = publisher::run(&shared);
         let log = log_latency(&shared);
-        let mut background = pin!(async { tokio::join!(accept, publish, log) });
+        let certificates = async {
+            if let Some(tls) = &shared.tls {
+                Arc::clone(tls).watch().await;
+            }
+        };
+        let mut background = pin!(async { tokio::join!(accept, publish, log, certificates) });
         tokio::select! {
             _ = &mut background => {}
             () = shutdown => {}
@@ -274,7 +298,7 @@ async fn accept_some(listener: &AsyncFd<StdListener>, shared: &Shared) -> io::Re
     for _ in 0..ACCEPTS_PER_TURN {
         let Ok(accepted) = ready.try_io(|listener| accept_one(listener.get_ref())) else { break };
         let (socket, address) = accepted?;
-        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, Peer { address }));
+        shared.router.send(shared.router.place_connection(), ToWorker::Socket(socket, Peer::at(address)));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, nearest, nearest_key, printable, quoted, shown, unknown};
 use super::relation::{RELATIONS, Relation};
+use super::rule::{RULES, Rule};
 use super::setting::{Given, VARIABLE_PREFIX};
 use super::{Config, KEYS, Key, SECTIONS};
 
@@ -181,6 +182,11 @@ impl Layers {
                 self.problems.push(problem);
             }
         }
+        for rule in RULES.iter().filter(|rule| !(rule.holds)(&self.config)) {
+            if let Some(problem) = self.broken_rule(rule) {
+                self.problems.push(problem);
+            }
+        }
         if self.problems.is_empty() { Ok(self.config) } else { Err(Problems(self.problems)) }
     }
 
@@ -221,6 +227,26 @@ impl Layers {
         };
         let reason = format!("{demand}, since {}; with {}", relation.since, others.join(", "));
         Some(Problem { place, subject, value: Some(value), reason })
+    }
+
+    /// The message of a broken rule, at the place of its setting. `None` if a value of it was refused, as in
+    /// [`Layers::broken`].
+    fn broken_rule(&self, rule: &Rule) -> Option<Problem> {
+        let origin = |path: &str| {
+            let index = KEYS.iter().position(|key| key.path() == path)?;
+            Some((&KEYS[index], &self.origins[index]))
+        };
+        if rule.of.iter().any(|path| matches!(origin(path), Some((_, Origin::Refused)))) {
+            return None;
+        }
+        let (key, Origin::Given { place, subject }) = origin(rule.key)? else { return None };
+        let value = shown(&key.value(&self.config));
+        Some(Problem {
+            place: place.clone(),
+            subject: subject.clone(),
+            value: Some(value),
+            reason: rule.reason.to_owned(),
+        })
     }
 
     fn report(&mut self, place: Place, subject: String, value: Option<String>, reason: String) {
@@ -544,6 +570,50 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_go_together_are_checked() {
+        let rows: &[(&str, &[&str], &str)] = &[
+            ("tls.certificate_file = 'c'\ntls.key_file = 'k'", &[], ""),
+            (
+                "[tls]\ncertificate_file = 'c'",
+                &[],
+                "t.toml:2: tls.certificate_file = \"c\": needs tls.key_file, the private key that belongs to the certificate",
+            ),
+            ("[tls]\ncertificate_file = 'c'", &["tls.key_file=k"], ""),
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 'k'",
+                &["tls.certificate_file="],
+                "t.toml:3: tls.key_file = \"k\": needs tls.certificate_file, the certificate that belongs to the key",
+            ),
+            // What was refused may have been meant well.
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 3",
+                &[],
+                "t.toml:3: tls.key_file = 3: give the path of a file, or an empty text for none",
+            ),
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 'k'",
+                &["tls.self_signed_file=s"],
+                "flags: --set tls.self_signed_file = \"s\": a trial certificate stands in for tls.certificate_file and \
+                 tls.key_file; leave out one or the other",
+            ),
+            (
+                "tls.client_ca_file = 'a'",
+                &[],
+                "t.toml:1: tls.client_ca_file = \"a\": needs TLS; set tls.certificate_file and tls.key_file, too",
+            ),
+            (
+                "tls.client_certificate_required = true\ntls.self_signed_file = 's'",
+                &[],
+                "t.toml:1: tls.client_certificate_required = true: needs tls.client_ca_file, which names the CAs whose \
+                 clients are let in",
+            ),
+        ];
+        for (toml, flags, expected) in rows {
+            assert_eq!(messages(toml, &[], flags).join("\n"), *expected, "{toml}");
+        }
+    }
+
+    #[test]
     fn later_layers_win() {
         const FILE: &str = "[server]\nping_interval_ms = 1";
         const VARIABLE: &[(&str, &str)] = &[("TIDEWIRE_SERVER_PING_INTERVAL_MS", "2")];
@@ -577,6 +647,7 @@ mod tests {
                     "log_format" => LogFormat::Json.label(),
                     "log_filter" => "warn,tidewire::hub=debug",
                     "origins" => "https://a.example,http://b.example:81",
+                    name if name.ends_with("_file") => "/etc/a b.pem",
                     name => panic!("{name} needs another value for this test"),
                 };
                 return (format!("\"{text}\""), text.to_owned());
@@ -585,14 +656,26 @@ mod tests {
         (other.clone(), other)
     }
 
+    /// What a key cannot be set without, as a file.
+    fn companions(path: &str) -> &'static str {
+        match path {
+            "tls.certificate_file" => "tls.key_file = 'k'\n",
+            "tls.key_file" => "tls.certificate_file = 'c'\n",
+            "tls.client_ca_file" => "tls.self_signed_file = 's'\n",
+            "tls.client_certificate_required" => "tls.self_signed_file = 's'\ntls.client_ca_file = 'a'\n",
+            _ => "",
+        }
+    }
+
     #[test]
     fn every_key_can_be_set_in_three_ways() {
         for key in KEYS {
             let (toml, text) = other_value(key);
             let (path, variable) = (key.path(), key.variable());
-            let file = layered(&format!("{path} = {toml}"), &[], &[]).expect("the file is sound");
-            let environment = layered("", &[(&variable, &text)], &[]).expect("the variable is sound");
-            let flag = layered("", &[], &[&format!("{path}={text}")]).expect("the flag is sound");
+            let with = companions(&path);
+            let file = layered(&format!("{with}{path} = {toml}"), &[], &[]).expect("the file is sound");
+            let environment = layered(with, &[(&variable, &text)], &[]).expect("the variable is sound");
+            let flag = layered(with, &[], &[&format!("{path}={text}")]).expect("the flag is sound");
             assert_eq!(key.value(&file), toml, "{path}");
             assert_ne!(file, Config::default(), "{path}");
             assert_eq!(environment, file, "{path}");
@@ -619,6 +702,12 @@ mod tests {
         for relation in RELATIONS {
             assert!(relation.holds(&Config::default()), "{}", relation.key);
             for key in std::iter::once(&relation.key).chain(relation.of) {
+                assert!(paths.contains(*key), "{key}");
+            }
+        }
+        for rule in RULES {
+            assert!((rule.holds)(&Config::default()), "{}", rule.key);
+            for key in std::iter::once(&rule.key).chain(rule.of) {
                 assert!(paths.contains(*key), "{key}");
             }
         }

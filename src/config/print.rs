@@ -64,6 +64,9 @@ pub fn reference() -> String {
         let of = relation.of.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "- `{}` has a floor that follows from {of}: {}.", relation.key, relation.since);
     }
+    for rule in super::rule::RULES {
+        let _ = writeln!(out, "- `{}`: {}.", rule.key, rule.reason);
+    }
     out
 }
 
