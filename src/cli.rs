@@ -13,6 +13,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use crate::config::load::{self, Flag, Problems};
 use crate::config::{self, Config, LogFilter, LogFormat};
 use crate::server::Server;
+use crate::tls::Tls;
 
 use self::publish::PubArgs;
 use self::sub::SubArgs;
@@ -65,6 +66,9 @@ struct ServeArgs {
     /// Serve an address that others can reach without any key: everybody may do everything
     #[arg(long)]
     insecure_open: bool,
+    /// Speak TLS with a certificate of its own making, for trials; it is written to FILE, for `tidewire sub --ca FILE`
+    #[arg(long, value_name = "FILE")]
+    self_signed: Option<String>,
     /// Do not publish the host's telemetry on host.NAME.*
     #[arg(long)]
     no_host_telemetry: bool,
@@ -88,6 +92,7 @@ impl ServeArgs {
             ("--workers", "workers", self.workers.clone()),
             ("--insecure-open", "insecure_open", on(self.insecure_open, "true")),
             ("--enable-echo", "enable_echo", on(self.enable_echo, "true")),
+            ("--self-signed", "tls.self_signed_file", self.self_signed.clone()),
             ("--no-host-telemetry", "host_telemetry", on(self.no_host_telemetry, "false")),
             ("--log-format", "log_format", self.log_format.clone()),
             ("--log-filter", "log_filter", self.log_filter.clone()),
@@ -147,13 +152,35 @@ fn serve(config: Config) -> ExitCode {
 
 fn run_server(config: Config) -> io::Result<()> {
     let (open, exposed) = (config.is_open(), !config.listen.ip().is_loopback());
+    let trial = config.tls.self_signed_file.to_string();
     let server = Server::bind(config)?;
+    let secure = if server.tls().is_some() { "s" } else { "" };
+    let fingerprint = server.tls().and_then(Tls::trial_fingerprint);
     let (address, pages) = (server.local_addr()?, server.pages_addr()?);
     let mut out = io::stdout().lock();
     // Whoever started the server may not be listening; the log says the same.
-    let _ = writeln!(out, "tidewire: serving ws://{address}/ws\ntidewire: pages  http://{pages}/");
+    let _ = writeln!(
+        out,
+        "tidewire: serving ws{secure}://{address}/ws\ntidewire: pages  http{secure}://{pages}/"
+    );
+    if let Some(fingerprint) = &fingerprint {
+        // The certificate is for addresses that clients use, which 0.0.0.0 is not.
+        let at = match address.ip().is_unspecified() {
+            true => format!("localhost:{}", address.port()),
+            false => address.to_string(),
+        };
+        let _ = writeln!(
+            out,
+            "tidewire: TRIAL certificate, made by this server for itself: not for production\n\
+             tidewire: SHA-256 {fingerprint}\n\
+             tidewire: try     tidewire sub --url wss://{at}/ws --ca {trial} '>'"
+        );
+    }
     let _ = out.flush();
     drop(out);
+    if let Some(fingerprint) = fingerprint {
+        tracing::warn!(%fingerprint, file = trial, "TLS with a TRIAL certificate: not for production");
+    }
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
     if open && exposed {
         tracing::warn!(
@@ -256,7 +283,7 @@ mod tests {
 
     #[test]
     fn serve_is_the_default_and_its_flags_reach_the_configuration() {
-        const FLAGS: &str = "--listen [::1]:0 --workers 3 --enable-echo --no-host-telemetry --log-format json \
+        const FLAGS: &str = "--listen [::1]:0 --workers 3 --enable-echo --self-signed a.pem --no-host-telemetry --log-format json \
                              --log-filter off --set batch.window_ms=1 --set server.idle_timeout_ms=0";
         for line in [FLAGS.to_owned(), format!("serve {FLAGS}")] {
             let mut layers = Layers::default();
@@ -265,6 +292,7 @@ mod tests {
             assert_eq!(config.listen.to_string(), "[::1]:0");
             assert_eq!(config.workers, 3);
             assert!(config.enable_echo && !config.host_telemetry);
+            assert_eq!(config.tls.self_signed_file.to_string(), "a.pem");
             assert_eq!(config.log_format, LogFormat::Json);
             assert_eq!(config.log_filter.to_string(), "off");
             assert_eq!(config.batch.window.as_millis(), 1);

@@ -3,7 +3,7 @@
 //!
 //! One connection is one [`Client`]: it never connects again by itself. [`Reconnect`] says when the caller should, and
 //! [`Closed::retry`] whether. Waiting for a message may be cancelled at any time without losing bytes, so `recv` fits
-//! into a `select!`. No compression, and no TLS yet.
+//! into a `select!`. No compression.
 
 use std::io;
 use std::time::Duration;
@@ -11,8 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use fastwebsockets::OpCode;
 use serde::Serialize;
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,9 +20,11 @@ pub use self::event::Event;
 pub use self::reconnect::Reconnect;
 pub use self::samples::{Arrived, samples};
 pub use self::socket::MESSAGE_BYTES_MAX;
+pub use self::stream::{Trust, TrustError};
 pub use self::url::{Url, UrlError};
 
 use self::socket::Incoming;
+use self::stream::Stream;
 use crate::close::{CloseReason, Retry};
 use crate::wire::{Codec, proto};
 
@@ -35,6 +36,7 @@ mod samples;
 #[cfg(test)]
 pub(crate) mod scripted;
 mod socket;
+mod stream;
 mod url;
 
 /// From the start of [`Client::connect`] to the server's `welcome`.
@@ -78,8 +80,14 @@ pub enum ConnectError {
     /// Name resolution or TCP.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// TLS failed, whoever is at fault.
+    #[error("the TLS handshake failed: {0}")]
+    Tls(String),
+    /// The server's certificate is not one to trust. Says why, and what to do.
+    #[error("the server's certificate is not trusted: {0}")]
+    Certificate(String),
     /// HTTP: the peer does not speak it, or ended the connection.
-    #[error("the answer to the HTTP request failed: {0}")]
+    #[error("the answer to the HTTP request failed: {0}{hint}", hint = hint(.0))]
     Http(#[from] hyper::Error),
     /// Not done within [`CONNECT_TIMEOUT`].
     #[error("no welcome within {} s", CONNECT_TIMEOUT.as_secs())]
@@ -105,17 +113,24 @@ pub enum ConnectError {
     Closed(Closed),
 }
 
+/// An alert of TLS is no HTTP.
+fn hint(error: &hyper::Error) -> &'static str {
+    if error.is_parse() { "; a server with TLS is at wss://" } else { "" }
+}
+
 impl ConnectError {
     /// Whether to try again.
     #[must_use]
     pub const fn retry(&self) -> Retry {
         match self {
-            Self::Io(_) | Self::Http(_) | Self::Timeout => Retry::Backoff,
+            Self::Io(_) | Self::Tls(_) | Self::Http(_) | Self::Timeout => Retry::Backoff,
             Self::Refused { status: 429 | 500..=599, retry_after, .. } => match retry_after {
                 Some(after) => Retry::After(*after),
                 None => Retry::Backoff,
             },
-            Self::Refused { .. } | Self::Handshake(_) | Self::NoWelcome => Retry::Never,
+            Self::Certificate(_) | Self::Refused { .. } | Self::Handshake(_) | Self::NoWelcome => {
+                Retry::Never
+            }
             Self::Closed(closed) => closed.retry,
         }
     }
@@ -143,9 +158,11 @@ pub struct Client {
     codec: Codec,
     welcome: event::Welcome,
     incoming: mpsc::Receiver<Incoming>,
-    writer: OwnedWriteHalf,
+    writer: WriteHalf<Stream>,
     /// Bytes of whole frames that wait to be written; the first may be partly written.
     out: BytesMut,
+    /// What was written may lie in TLS, and not in the kernel yet.
+    unflushed: bool,
     /// Nothing can be written any more.
     mute: bool,
     close_sent: bool,
@@ -158,19 +175,20 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects, upgrades with the codec's subprotocol and waits for the `welcome`. Needs a tokio runtime with I/O and
+    /// Connects, upgrades with the codec's subprotocol and waits for the `welcome`. A server at `wss://` has to show a
+    /// certificate that `trust`, which was made for this address, trusts. Needs a tokio runtime with I/O and
     /// time.
     ///
     /// # Errors
     /// Says what failed; [`ConnectError::retry`] says whether to try again.
-    pub async fn connect(url: &Url, codec: Codec) -> Result<Self, ConnectError> {
-        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec))
+    pub async fn connect(url: &Url, codec: Codec, trust: &Trust) -> Result<Self, ConnectError> {
+        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec, trust))
             .await
             .map_err(|_| ConnectError::Timeout)?
     }
 
-    async fn connect_unhurried(url: &Url, codec: Codec) -> Result<Self, ConnectError> {
-        let halves = handshake::open(url, codec).await?;
+    async fn connect_unhurried(url: &Url, codec: Codec, trust: &Trust) -> Result<Self, ConnectError> {
+        let halves = handshake::open(url, codec, trust).await?;
         let (messages, incoming) = mpsc::channel(socket::INCOMING_MAX);
         let mut reader = JoinSet::new();
         reader.spawn(socket::read_loop(halves.reader, messages));
@@ -180,6 +198,7 @@ impl Client {
             incoming,
             writer: halves.writer,
             out: BytesMut::new(),
+            unflushed: false,
             mute: false,
             close_sent: false,
             goodbye: None,
@@ -217,7 +236,9 @@ impl Client {
             };
             let incoming = tokio::select! {
                 biased;
-                written = socket::drain(&mut self.writer, &mut self.out), if !self.out.is_empty() => {
+                written = socket::drain(&mut self.writer, &mut self.out, &mut self.unflushed),
+                    if !self.out.is_empty() || self.unflushed =>
+                {
                     if written.is_err() {
                         self.silence_writes();
                     }
@@ -292,9 +313,10 @@ impl Client {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
-        let written = timeout(WRITE_TIMEOUT, socket::drain(&mut self.writer, &mut self.out))
-            .await
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let written =
+            timeout(WRITE_TIMEOUT, socket::drain(&mut self.writer, &mut self.out, &mut self.unflushed))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         if written.is_err() {
             self.silence_writes();
         }
@@ -305,6 +327,7 @@ impl Client {
     fn silence_writes(&mut self) {
         self.mute = true;
         self.out.clear();
+        self.unflushed = false;
     }
 
     fn heard(&mut self) {
@@ -363,7 +386,7 @@ impl Client {
             }
             // The peer may have stopped reading; its end of the socket closes either way.
             let _ = timeout(CLOSE_TIMEOUT, async {
-                socket::drain(&mut self.writer, &mut self.out).await?;
+                socket::drain(&mut self.writer, &mut self.out, &mut self.unflushed).await?;
                 self.writer.shutdown().await
             })
             .await;
@@ -398,7 +421,7 @@ mod tests {
     use super::*;
 
     async fn connect(server: &Server) -> Result<Client, ConnectError> {
-        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf).await
+        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf, &Trust::default()).await
     }
 
     #[tokio::test]
@@ -426,6 +449,7 @@ mod tests {
         for (answer, told, retry) in rows {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("ws://{}/ws", listener.local_addr().unwrap()).parse().unwrap();
+            let nobody = Trust::default();
             let script = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut request = Vec::new();
@@ -434,7 +458,7 @@ mod tests {
                 }
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
-            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf), script);
+            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf, &nobody), script);
             let error = connected.err().unwrap();
             assert!(error.to_string().starts_with(told), "{error} for {answer:?}");
             assert_eq!(error.retry(), retry, "{answer:?}");

@@ -3,15 +3,16 @@
 //! reference in `docs/` follow from that. Never reads a clock, a file or the environment; `load.rs` builds it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 mod log;
 mod networks;
 mod origins;
+mod path;
 mod print;
 mod problem;
 mod relation;
+mod rule;
 mod secret;
 mod setting;
 
@@ -20,6 +21,7 @@ pub mod load;
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use networks::{Network, NetworkError, Networks};
 pub use origins::{Origin, OriginError, Origins};
+pub use path::{FilePath, FilePathError};
 pub use print::{default_file, reference};
 pub use secret::Secret;
 pub use setting::{Key, VARIABLE_PREFIX};
@@ -113,7 +115,7 @@ settings! {
     auth: AuthSettings {
         /// Keys that tokens are signed with: a JWK set (RFC 7517), or public keys as PEM. Read again when it changes. A file
         /// with a secret in it must be readable by its owner only.
-        keys_file: Option<PathBuf> = None, "", Any;
+        keys_file: FilePath = FilePath::default(), "", Any;
         /// A key for HS256, beside those of the file. Only from the environment or a configuration file that its owner
         /// alone can read.
         secret: Secret = Secret::default(), "bytes", SECRET_BYTES_MIN;
@@ -146,6 +148,23 @@ settings! {
         /// Who sends this as `Authorization: Bearer` may see them, as may a token with the right `admin` for all channels.
         /// One of both is needed once there are keys, or where others can reach the listener. From the environment or a file.
         token: Secret = Secret::default(), "bytes", SECRET_BYTES_MIN;
+    }
+
+    /// TLS (`wss` and `https`, versions 1.2 and 1.3): on where a certificate is named. Every listener speaks it then, and
+    /// nothing else. Files that change are read again within seconds, for new connections.
+    tls: TlsSettings {
+        /// The server's certificate, with those between it and its CA behind it (PEM).
+        certificate_file: FilePath = FilePath::default(), "", Any;
+        /// The private key that belongs to it (PEM). Nobody but its owner may be able to read or write the file.
+        key_file: FilePath = FilePath::default(), "", Any;
+        /// Certificates of the CAs whose clients are let in (PEM). Then clients are asked for a certificate, and its common
+        /// name is who they are.
+        client_ca_file: FilePath = FilePath::default(), "", Any;
+        /// Whether a client without a certificate is refused.
+        client_certificate_required: bool = false, "", Any;
+        /// For trials, in place of the two files: a certificate that this server makes for itself at each start. It is
+        /// written here, for clients to trust; its key stays in memory.
+        self_signed_file: FilePath = FilePath::default(), "", Any;
     }
 
     /// What one peer may send.
@@ -225,11 +244,25 @@ settings! {
     }
 }
 
+impl TlsSettings {
+    /// Whether the server speaks TLS.
+    #[must_use]
+    pub const fn is_on(&self) -> bool {
+        self.certificate_file.is_set() || self.self_signed_file.is_set()
+    }
+}
+
 impl Config {
-    /// Whether there is no key: everybody is let in, and nobody is known.
+    /// Whether nobody has to say who they are: there is neither a key for tokens nor a CA of clients.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.auth.keys_file.is_none() && self.auth.secret.is_empty()
+        !self.has_keys() && !self.tls.client_ca_file.is_set()
+    }
+
+    /// Whether there are keys for tokens.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.auth.keys_file.is_set() || !self.auth.secret.is_empty()
     }
 
     /// The largest data frame that these limits let arise, in bytes. An outbox that cannot hold it would turn it into a

@@ -1,7 +1,7 @@
 //! The lifecycle of one upgraded socket: greets, runs both loops, and ends in one place, whatever the reason. Never parses a
 //! message.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future as _, poll_fn};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -92,7 +92,8 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
     }
     let keepalive = RefCell::new(Keepalive::new(&config, now.at, fastrand::f64()));
     let io = Rc::new(RefCell::new(io));
-    let watched = Rc::new(Watched { handle, keepalive, member, io: Rc::clone(&io) as _ });
+    let unflushed = Cell::new(false);
+    let watched = Rc::new(Watched { handle, keepalive, member, io: Rc::clone(&io) as _, unflushed });
     let place = worker.watch(Rc::clone(&watched));
     let listed = Listed { worker: &worker, watched: &watched, place };
 

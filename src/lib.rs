@@ -40,5 +40,6 @@ pub mod reading;
 pub mod server;
 pub mod session;
 pub mod system;
+pub mod tls;
 pub mod wire;
 pub mod worker;

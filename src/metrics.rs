@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 pub use counters::{
     By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, Label, SocketRefusal,
+    TlsFailure,
 };
 
 mod counters;

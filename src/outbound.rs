@@ -133,11 +133,21 @@ fn turn(worker: &Worker, watched: &Watched, now: &mut Now, writes: &mut u32, cx:
         }
         let mut outbox = handle.outbox().borrow_mut();
         match handle.ending() {
-            Some(CloseReason::Drain) if outbox.is_waiting() => {}
+            Some(CloseReason::Drain) if outbox.is_waiting() || watched.unflushed.get() => {}
             Some(CloseReason::Drain) if outbox.is_held() => return Turn::Done,
             Some(reason) => return Turn::End(reason),
-            None if outbox.is_waiting() => {}
+            None if outbox.is_waiting() || watched.unflushed.get() => {}
             None => return Turn::Done,
+        }
+        if watched.unflushed.get() {
+            match flush_rest(watched, cx) {
+                Poll::Ready(Ok(())) => continue,
+                Poll::Ready(Err(_)) => return Turn::End(CloseReason::PeerGone),
+                Poll::Pending => {
+                    watched.keepalive.borrow_mut().note_blocked(now.at);
+                    return Turn::Blocked;
+                }
+            }
         }
         if outbox.poll(*now).is_err() {
             return Turn::End(CloseReason::SlowConsumer);
@@ -157,6 +167,16 @@ fn turn(worker: &Worker, watched: &Watched, now: &mut Now, writes: &mut u32, cx:
         }
     }
     Turn::More
+}
+
+/// Gives the kernel what the last write has left behind: bytes that were encrypted while the socket was full.
+fn flush_rest(watched: &Watched, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let flushed = Pin::new(&mut *watched.io.borrow_mut()).poll_flush(cx);
+    watched.unflushed.set(flushed.is_pending());
+    if matches!(flushed, Poll::Ready(Ok(()))) {
+        watched.keepalive.borrow_mut().note_written();
+    }
+    flushed
 }
 
 /// Writes what the outbox holds, until it is empty.
@@ -219,16 +239,22 @@ fn write(
     }
     let written = {
         let mut io = watched.io.borrow_mut();
-        let io = Pin::new(&mut *io);
+        let mut io = Pin::new(&mut *io);
         let polled = match &slices[..count] {
             // A list of one costs the kernel more than the piece itself.
-            [piece] => io.poll_write(cx, piece),
-            list => io.poll_write_vectored(cx, list),
+            [piece] => io.as_mut().poll_write(cx, piece),
+            list => io.as_mut().poll_write_vectored(cx, list),
         };
-        match std::task::ready!(polled)? {
+        let written = match std::task::ready!(polled)? {
             0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
             written => written,
+        };
+        // TLS takes what a full socket does not take yet, and nobody would wake for it. A bare socket has nothing to flush.
+        match io.poll_flush(cx) {
+            Poll::Ready(flushed) => flushed?,
+            Poll::Pending => watched.unflushed.set(true),
         }
+        written
     };
 
     // One reading of the clock for the whole write, however many samples were in it.

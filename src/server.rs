@@ -29,6 +29,7 @@ use crate::metrics::latency::LOG_INTERVAL;
 use crate::outbound;
 use crate::peer::{Listener, Peer};
 use crate::publisher;
+use crate::tls::Tls;
 use crate::worker::timer::Timer;
 use crate::worker::{Shared, TICK, Worker};
 
@@ -37,6 +38,7 @@ mod keys;
 mod proxied;
 mod refuse;
 mod socket;
+mod tls;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
@@ -62,19 +64,28 @@ pub struct Server {
     config: Config,
     keys: Keyring,
     keys_version: Option<keys::Version>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
-    /// Reads the keys and binds the listeners.
+    /// Reads the keys and the certificate, and binds the listeners.
     ///
     /// # Errors
-    /// An address cannot be bound, or a file not be used; says which.
+    /// An address cannot be bound, or a file not be used: one line that says which.
     pub fn bind(config: Config) -> io::Result<Self> {
         let keys_version = keys::version(&config);
         let keys = keys::load(&config)?;
+        let tls =
+            Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
         let listener = listen(config.listen, &config)?;
         let admin = config.admin.listen.map(|address| listen(address, &config)).transpose()?;
-        Ok(Self { listener, admin, config, keys, keys_version })
+        Ok(Self { listener, admin, config, keys, keys_version, tls })
+    }
+
+    /// What it speaks TLS with, if it does.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_deref()
     }
 
     /// Where it listens.
@@ -102,8 +113,10 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> io::Result<()> {
         let config = Arc::new(self.config);
         let (router, inboxes) = Router::new(config.workers, config.channel.channels_total_max);
-        let shared = Arc::new(Shared::new(Arc::clone(&config), Arc::clone(&router)));
+        let mut shared = Shared::new(Arc::clone(&config), Arc::clone(&router));
+        shared.tls = self.tls;
         shared.gate.replace_keys(self.keys);
+        let shared = Arc::new(shared);
         let (ended, mut failed) = mpsc::channel(config.workers);
         let threads = start_workers(&shared, inboxes, &ended)?;
         let listener = watched(self.listener)?;
@@ -119,7 +132,13 @@ impl Server {
         let publish = publisher::run(&shared);
         let log = log_latency(&shared);
         let watch_keys = keys::watch(&shared, self.keys_version);
-        let mut background = pin!(async { tokio::join!(accept, accept_admin, publish, log, watch_keys) });
+        let watch_certificates = async {
+            if let Some(tls) = &shared.tls {
+                Arc::clone(tls).watch().await;
+            }
+        };
+        let watch = async { tokio::join!(watch_keys, watch_certificates) };
+        let mut background = pin!(async { tokio::join!(accept, accept_admin, publish, log, watch) });
         tokio::select! {
             _ = &mut background => {}
             () = shutdown => {}
@@ -318,10 +337,10 @@ async fn accept_some(listener: &AsyncFd<StdListener>, door: Listener, shared: &S
         let limited = (!shared.config.server.trusted_proxies.contain(address.ip())).then_some(address.ip());
         match shared.door.accept(limited, Instant::now()) {
             Ok(place) => {
-                let message = ToWorker::Socket(socket, Peer { address, listener: door }, place);
+                let message = ToWorker::Socket(socket, Peer::at(address, door), place);
                 shared.router.send(shared.router.place_connection(), message);
             }
-            Err(refusal) => refuse::refuse(socket, refusal),
+            Err(refusal) => refuse::refuse(socket, refusal, shared.tls.is_some()),
         }
     }
     Ok(())

@@ -26,6 +26,7 @@ use crate::metrics::WorkerMetrics;
 use crate::metrics::latency::LatencyLog;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::ready::{Place, ReadyList};
+use crate::tls::Tls;
 use crate::wire::control::{Digits, Event};
 use crate::wire::{ConnectionId, ws};
 
@@ -50,6 +51,8 @@ pub struct Shared {
     pub router: Arc<Router>,
     /// Who is let in.
     pub gate: Gate,
+    /// What every listener speaks, if not plain text.
+    pub tls: Option<Arc<Tls>>,
     /// When the server started.
     pub started: Instant,
     /// Whether new connections are welcome.
@@ -78,6 +81,7 @@ impl Shared {
             gate: Gate::new(Arc::clone(&config)),
             config,
             router,
+            tls: None,
             started: clock.now().at,
             ready: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
@@ -145,11 +149,13 @@ pub struct Watched {
     pub member: Option<usize>,
     /// What its messages are written to.
     pub io: Rc<RefCell<dyn AsyncWrite + Unpin>>,
+    /// Whether `io` has taken bytes that the kernel has not: only with TLS, and only while the socket is full.
+    pub unflushed: Cell<bool>,
 }
 
 impl fmt::Debug for Watched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { handle, keepalive, member, io: _ } = self;
+        let Self { handle, keepalive, member, io: _, unflushed: _ } = self;
         f.debug_struct("Watched")
             .field("handle", handle)
             .field("keepalive", keepalive)

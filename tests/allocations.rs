@@ -41,7 +41,7 @@ fn the_future_of_a_connection_is_small() {
     let (router, _) = Router::new(1, config.channel.channels_total_max);
     let worker = Rc::new(Worker::new(0, Arc::new(Shared::new(config, router))));
     let (io, _peer) = tokio::io::duplex(1);
-    let peer = Rc::new(Peer { address: ([127, 0, 0, 1], 1).into(), listener: Listener::Public });
+    let peer = Rc::new(Peer::at(([127, 0, 0, 1], 1).into(), Listener::Public));
     let upgraded = Upgraded { peer, wanted: Wanted::Echo, answer: Vec::new(), leftover: Bytes::new() };
     let bytes = size_of_val(&connection::run(worker, io, upgraded));
     assert!(bytes <= BYTES_MAX, "{bytes} bytes, at most {BYTES_MAX}");

@@ -1,7 +1,7 @@
 //! A worker's hub with a room full of subscribers of one channel, each with its real outbox, and the worker's real writer.
 //! No socket: what the writer writes goes nowhere. Shared by benches/fanout.rs and tests/allocations.rs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::hint::black_box;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -170,7 +170,8 @@ fn enter(worker: &Worker, now: Now) -> Rc<Watched> {
     let member = worker.hub.borrow_mut().add_member(new, now);
     let keepalive = RefCell::new(Keepalive::new(config, now.at, 0.0));
     let io = Rc::new(RefCell::new(sink()));
-    let watched = Rc::new(Watched { handle, keepalive, member: Some(member), io });
+    let watched =
+        Rc::new(Watched { handle, keepalive, member: Some(member), io, unflushed: Cell::new(false) });
     worker.watch(Rc::clone(&watched));
     watched
 }

@@ -1,6 +1,7 @@
 //! `tidewire pub`: publishes the lines of standard input.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use self::line::{BadLine, Splitter};
 use self::pending::{InFlight, Pending, Read};
 use super::terminal::{self, Escaped, Shell};
-use crate::client::{Client, Closed, Event, Message, Reconnect, SendError, Url, event};
+use crate::client::{Client, Closed, Event, Message, Reconnect, SendError, Trust, Url, event};
 use crate::clock::Clock;
 use crate::close::CloseReason;
 use crate::pattern;
@@ -48,6 +49,11 @@ pub struct PubArgs {
     /// Address of the server.
     #[arg(long, default_value = "ws://127.0.0.1:9400/ws")]
     pub url: Url,
+
+    /// Trust the certificates in FILE (PEM) and no others, with wss://: a CA's, or the server's own where it is
+    /// self-signed [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 
     /// How lines become values.
     #[arg(long = "type", value_enum, default_value_t, value_name = "TYPE")]
@@ -213,9 +219,16 @@ where
         repeats: Repeats::default(),
         tally: Tally::default(),
     };
+    let trust = match Trust::new(&publisher.args.url, publisher.args.ca.as_deref()) {
+        Ok(trust) => trust,
+        Err(error) => {
+            publisher.shell.log(format_args!("error: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let mut backoff = Reconnect::new();
     let ended = loop {
-        if let Err(ended) = publisher.connect_once(&mut backoff).await {
+        if let Err(ended) = publisher.connect_once(&trust, &mut backoff).await {
             break ended;
         }
     };
@@ -238,13 +251,13 @@ struct Publisher<O> {
 
 impl<O: AsyncWrite + Unpin> Publisher<O> {
     /// One connection, from its attempt to the wait before the next one. `Err` if there is no next one.
-    async fn connect_once(&mut self, backoff: &mut Reconnect) -> Result<(), Ended> {
+    async fn connect_once(&mut self, trust: &Trust, backoff: &mut Reconnect) -> Result<(), Ended> {
         let mut stop = self.shell.stop.clone();
         let url = self.args.url.clone();
         let connected = tokio::select! {
             biased;
             () = stop.wait() => return Err(Ended::Stopped),
-            connected = Client::connect(&url, Codec::Protobuf) => connected,
+            connected = Client::connect(&url, Codec::Protobuf, trust) => connected,
             () = self.collect() => return Err(Ended::Complete),
         };
         let (why, retry) = match connected {

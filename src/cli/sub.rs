@@ -1,6 +1,7 @@
 //! `tidewire sub`: prints live samples, a line each, and tells of everything that did not come.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -10,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use self::channels::{Channels, Since};
 use self::line::{Report, push_sample_json, push_sample_text};
 use super::terminal::{self, Escaped, Shell};
-use crate::client::{Client, Closed, Event, Message, Reconnect, Url, samples};
+use crate::client::{Client, Closed, Event, Message, Reconnect, Trust, Url, samples};
 use crate::clock::Clock;
 use crate::close::CloseReason;
 use crate::pattern::Pattern;
@@ -35,6 +36,11 @@ pub struct SubArgs {
     /// Address of the server.
     #[arg(long, default_value = "ws://127.0.0.1:9400/ws")]
     pub url: Url,
+
+    /// Trust the certificates in FILE (PEM) and no others, with wss://: a CA's, or the server's own where it is
+    /// self-signed [default: those that this machine trusts].
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 
     /// Print one JSON object a line, for gaps and events too; 64-bit instants and integers are strings of digits.
     #[arg(long)]
@@ -112,16 +118,23 @@ enum Ended {
     Refused,
 }
 
-async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, shell: Shell<O>) -> ExitCode {
+async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, mut shell: Shell<O>) -> ExitCode {
     let url = match &args.user {
         Some(name) => args.url.clone().with_user(name),
         None => args.url.clone(),
+    };
+    let trust = match Trust::new(&url, args.ca.as_deref()) {
+        Ok(trust) => trust,
+        Err(error) => {
+            shell.log(format_args!("error: {error}"));
+            return ExitCode::FAILURE;
+        }
     };
     let mut backoff = Reconnect::new();
     let mut view =
         View { remaining: args.count, args, shell, channels: Channels::default(), lines: String::new() };
     let ended = loop {
-        if let Err(ended) = view.connect_once(&url, &mut backoff).await {
+        if let Err(ended) = view.connect_once(&url, &trust, &mut backoff).await {
             break ended;
         }
     };
@@ -148,11 +161,11 @@ struct View<O> {
 
 impl<O: AsyncWrite + Unpin> View<O> {
     /// One connection, from its attempt to the wait before the next one. `Err` if there is no next one.
-    async fn connect_once(&mut self, url: &Url, backoff: &mut Reconnect) -> Result<(), Ended> {
+    async fn connect_once(&mut self, url: &Url, trust: &Trust, backoff: &mut Reconnect) -> Result<(), Ended> {
         let connected = tokio::select! {
             biased;
             () = self.shell.stop.wait() => return Err(Ended::Done),
-            connected = Client::connect(url, Codec::Protobuf) => connected,
+            connected = Client::connect(url, Codec::Protobuf, trust) => connected,
         };
         let (why, retry) = match connected {
             Ok(mut client) => {
@@ -579,7 +592,7 @@ mod tests {
             (&["a.*", "b.>"], true),
             (&[], false),
             (&["a..b"], false),
-            (&["a", "--url", "wss://h/ws"], false),
+            (&["a", "--url", "https://h/ws"], false),
             (&["a", "--policy", "newest"], false),
             (&["a", "--max-rate-hz", "0"], false),
             (&["a", "--max-rate-hz", "inf"], false),

@@ -14,11 +14,10 @@ use hyper::header::{self, HeaderMap};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, ReadHalf, WriteHalf};
 use tokio::task::JoinSet;
 
+use super::stream::{Stream, Trust, connect};
 use super::{ConnectError, Url};
 use crate::wire::Codec;
 
@@ -33,14 +32,13 @@ const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// The two directions of an open WebSocket.
 pub(super) struct Halves {
-    pub(super) reader: WebSocketRead<tokio::io::Chain<Cursor<Bytes>, OwnedReadHalf>>,
-    pub(super) writer: OwnedWriteHalf,
+    pub(super) reader: WebSocketRead<tokio::io::Chain<Cursor<Bytes>, ReadHalf<Stream>>>,
+    pub(super) writer: WriteHalf<Stream>,
 }
 
 /// Connects and upgrades.
-pub(super) async fn open(url: &Url, codec: Codec) -> Result<Halves, ConnectError> {
-    let stream = TcpStream::connect((url.host(), url.port())).await?;
-    stream.set_nodelay(true)?;
+pub(super) async fn open(url: &Url, codec: Codec, trust: &Trust) -> Result<Halves, ConnectError> {
+    let stream = connect(url, trust).await?;
     let key = fastwebsockets::handshake::generate_key();
     let request = Request::get(url.target())
         .header(header::HOST, url.authority())
@@ -66,9 +64,9 @@ pub(super) async fn open(url: &Url, codec: Codec) -> Result<Halves, ConnectError
     verify(response.headers(), &key, codec).map_err(ConnectError::Handshake)?;
     let upgraded = hyper::upgrade::on(response).await?;
     let parts = upgraded
-        .downcast::<TokioIo<TcpStream>>()
+        .downcast::<TokioIo<Stream>>()
         .map_err(|_| ConnectError::Handshake("the connection is not the one that was opened"))?;
-    let (read_half, writer) = parts.io.into_inner().into_split();
+    let (read_half, writer) = tokio::io::split(parts.io.into_inner());
     // hyper may have read beyond the answer's head: those are the first WebSocket frames.
     let source = Cursor::new(parts.read_buf).chain(read_half);
     let (reader, _) = fastwebsockets::after_handshake_split(source, tokio::io::sink(), Role::Client);

@@ -159,12 +159,9 @@ fn into_bytes(payload: Payload<'_>) -> Bytes {
 
 fn failure(error: &WebSocketError) -> Incoming {
     let code = match error {
-        WebSocketError::UnexpectedEOF => {
-            return Incoming::Failed {
-                code: CloseReason::PeerGone.code(),
-                reason: "the connection ended without a close frame".to_owned(),
-            };
-        }
+        WebSocketError::UnexpectedEOF => return cut_off(),
+        // TLS, where the peer has gone without a word.
+        WebSocketError::IoError(error) if error.kind() == io::ErrorKind::UnexpectedEof => return cut_off(),
         WebSocketError::IoError(error) => {
             return Incoming::Failed { code: CloseReason::PeerGone.code(), reason: error.to_string() };
         }
@@ -173,6 +170,11 @@ fn failure(error: &WebSocketError) -> Incoming {
         _ => CloseReason::Protocol,
     };
     Incoming::Failed { code: code.code(), reason: error.to_string() }
+}
+
+fn cut_off() -> Incoming {
+    let reason = "the connection ended without a close frame".to_owned();
+    Incoming::Failed { code: CloseReason::PeerGone.code(), reason }
 }
 
 fn broken(code: CloseReason, what: &str) -> Incoming {
@@ -199,13 +201,21 @@ pub(super) fn put_close(out: &mut BytesMut, code: u16, reason: &str) {
     put_frame(out, OpCode::Close, payload);
 }
 
-/// Writes `out` until it is empty. May be dropped at any time: what was written has left `out`.
-pub(super) async fn drain<W: AsyncWrite + Unpin>(writer: &mut W, out: &mut BytesMut) -> io::Result<()> {
+/// Writes `out` until it is empty, and the kernel has all of it. May be dropped at any time: what was written has left `out`,
+/// and what the kernel may not have is `unflushed`.
+pub(super) async fn drain<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    out: &mut BytesMut,
+    unflushed: &mut bool,
+) -> io::Result<()> {
+    *unflushed |= !out.is_empty();
     while !out.is_empty() {
         if writer.write_buf(out).await? == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
     }
+    writer.flush().await?;
+    *unflushed = false;
     Ok(())
 }
 

@@ -1,11 +1,12 @@
-//! Where a server is: `ws://HOST[:PORT][/PATH][?QUERY]`. Pure.
+//! Where a server is: `ws://HOST[:PORT][/PATH][?QUERY]`, or `wss` for TLS. Pure.
 
 use std::fmt;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-/// Port of `ws` where the address names none (RFC 6455 section 3).
+/// Ports of `ws` and `wss` where the address names none (RFC 6455 section 3).
 const WS_PORT: u16 = 80;
+const WSS_PORT: u16 = 443;
 
 /// Path where the address names none: the server's own.
 const WS_PATH: &str = "/ws";
@@ -13,6 +14,7 @@ const WS_PATH: &str = "/ws";
 /// The address of a server's WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
+    secure: bool,
     host: String,
     port: u16,
     target: String,
@@ -22,11 +24,8 @@ pub struct Url {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// No scheme, or one that is not a WebSocket's.
-    #[error("does not begin with ws://; an address looks like ws://127.0.0.1:9400/ws")]
+    #[error("does not begin with ws:// or wss://; an address looks like ws://127.0.0.1:9400/ws")]
     Scheme,
-    /// `wss`.
-    #[error("asks for TLS (wss), which is not supported yet; use ws://, or a TLS proxy on this machine")]
-    Tls,
     /// `user:password@`.
     #[error("has a user name before the host; use --user to give a name")]
     UserInfo,
@@ -39,6 +38,16 @@ pub enum UrlError {
 }
 
 impl Url {
+    /// Whether it asks for TLS.
+    #[must_use]
+    pub const fn is_secure(&self) -> bool {
+        self.secure
+    }
+
+    const fn usual_port(secure: bool) -> u16 {
+        if secure { WSS_PORT } else { WS_PORT }
+    }
+
     /// Host name or IP address, an IPv6 address without its brackets.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -60,13 +69,8 @@ impl Url {
     /// What the `Host` header carries (RFC 9110 section 7.2).
     #[must_use]
     pub fn authority(&self) -> String {
-        let v6 = self.host.contains(':');
-        match (v6, self.port) {
-            (false, WS_PORT) => self.host.clone(),
-            (false, port) => format!("{}:{port}", self.host),
-            (true, WS_PORT) => format!("[{}]", self.host),
-            (true, port) => format!("[{}]:{port}", self.host),
-        }
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == Self::usual_port(self.secure) { host } else { format!("{host}:{}", self.port) }
     }
 
     /// The same address with `user=NAME` in its query: who the client says it is.
@@ -91,11 +95,11 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
         let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
-        match scheme.to_ascii_lowercase().as_str() {
-            "ws" => {}
-            "wss" => return Err(UrlError::Tls),
+        let secure = match scheme.to_ascii_lowercase().as_str() {
+            "ws" => false,
+            "wss" => true,
             _ => return Err(UrlError::Scheme),
-        }
+        };
         if rest.contains('#') {
             return Err(UrlError::Fragment);
         }
@@ -111,7 +115,7 @@ impl FromStr for Url {
             Some(0) => return Err(UrlError::Malformed),
             Some(port) => port,
             None if named => return Err(UrlError::Malformed),
-            None => WS_PORT,
+            None => Self::usual_port(secure),
         };
         if host.is_empty() {
             return Err(UrlError::Malformed);
@@ -121,13 +125,14 @@ impl FromStr for Url {
             Some(query) => format!("{path}?{query}"),
             None => path.to_owned(),
         };
-        Ok(Self { host: host.to_owned(), port, target })
+        Ok(Self { secure, host: host.to_owned(), port, target })
     }
 }
 
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ws://{}{}", self.authority(), self.target)
+        let scheme = if self.secure { "wss" } else { "ws" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.target)
     }
 }
 
@@ -148,7 +153,11 @@ mod tests {
             ("ws://h?x=1", Ok(("h", 80, "/ws?x=1", "h"))),
             ("ws://[::1]:9400/ws", Ok(("::1", 9400, "/ws", "[::1]:9400"))),
             ("ws://[::1]/ws", Ok(("::1", 80, "/ws", "[::1]"))),
-            ("wss://127.0.0.1/ws", Err(E::Tls)),
+            ("wss://127.0.0.1/ws", Ok(("127.0.0.1", 443, "/ws", "127.0.0.1"))),
+            ("wss://[::1]:443", Ok(("::1", 443, "/ws", "[::1]"))),
+            ("WSS://h:80/ws", Ok(("h", 80, "/ws", "h:80"))),
+            ("ws://h:443/ws", Ok(("h", 443, "/ws", "h:443"))),
+            ("https://127.0.0.1/ws", Err(E::Scheme)),
             ("http://127.0.0.1/ws", Err(E::Scheme)),
             ("127.0.0.1:9400", Err(E::Scheme)),
             ("", Err(E::Scheme)),
@@ -169,6 +178,8 @@ mod tests {
             assert_eq!(found, expected.as_ref().map(|row| (row.0, row.1, row.2)), "{text:?}");
             if let (Ok(url), Ok(row)) = (parsed, expected) {
                 assert_eq!(url.authority(), row.3, "{text:?}");
+                assert_eq!(url.is_secure(), text.to_lowercase().starts_with("wss:"), "{text:?}");
+                assert_eq!(url.to_string().parse(), Ok(url), "{text:?}");
             }
         }
     }

@@ -12,7 +12,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Place, nearest, nearest_key, printable, quoted, shown, unknown};
-use super::relation::{RELATIONS, RULES, Relation, Rule};
+use super::relation::{RELATIONS, Relation};
+use super::rule::{RULES, Rule};
 use super::setting::{Given, VARIABLE_PREFIX};
 use super::{Config, KEYS, Key, SECTIONS};
 
@@ -265,21 +266,21 @@ impl Layers {
         Some(Problem { place, subject, value: Some(value), reason })
     }
 
-    /// The message of a broken rule, at the place of its setting; nothing where a setting that it is about was refused.
+    /// The message of a broken rule, at the place of its setting. `None` if a value of it was refused, as in
+    /// [`Layers::broken`].
     fn broken_rule(&self, rule: &Rule) -> Option<Problem> {
-        let index_of = |path: &str| KEYS.iter().position(|key| key.path() == path);
-        let refused =
-            |path: &&str| index_of(path).is_some_and(|index| matches!(self.origins[index], Origin::Refused));
-        let index = index_of(rule.key)?;
-        let Origin::Given { place, subject } = &self.origins[index] else { return None };
-        if rule.of.iter().any(refused) {
+        let origin = |path: &str| {
+            let index = KEYS.iter().position(|key| key.path() == path)?;
+            Some((&KEYS[index], &self.origins[index]))
+        };
+        if rule.of.iter().any(|path| matches!(origin(path), Some((_, Origin::Refused)))) {
             return None;
         }
-        let value = (!KEYS[index].is_secret()).then(|| KEYS[index].value(&self.config));
+        let (key, Origin::Given { place, subject }) = origin(rule.key)? else { return None };
         Some(Problem {
             place: place.clone(),
             subject: subject.clone(),
-            value,
+            value: (!key.is_secret()).then(|| shown(&key.value(&self.config))),
             reason: rule.remedy.to_owned(),
         })
     }
@@ -661,6 +662,50 @@ mod tests {
     }
 
     #[test]
+    fn settings_that_go_together_are_checked() {
+        let rows: &[(&str, &[&str], &str)] = &[
+            ("tls.certificate_file = 'c'\ntls.key_file = 'k'", &[], ""),
+            (
+                "[tls]\ncertificate_file = 'c'",
+                &[],
+                "t.toml:2: tls.certificate_file = \"c\": needs tls.key_file, the private key that belongs to the certificate",
+            ),
+            ("[tls]\ncertificate_file = 'c'", &["tls.key_file=k"], ""),
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 'k'",
+                &["tls.certificate_file="],
+                "t.toml:3: tls.key_file = \"k\": needs tls.certificate_file, the certificate that belongs to the key",
+            ),
+            // What was refused may have been meant well.
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 3",
+                &[],
+                "t.toml:3: tls.key_file = 3: give the path of a file, or an empty text for none",
+            ),
+            (
+                "[tls]\ncertificate_file = 'c'\nkey_file = 'k'",
+                &["tls.self_signed_file=s"],
+                "flags: --set tls.self_signed_file = \"s\": a trial certificate stands in for tls.certificate_file and \
+                 tls.key_file; leave out one or the other",
+            ),
+            (
+                "tls.client_ca_file = 'a'",
+                &[],
+                "t.toml:1: tls.client_ca_file = \"a\": needs TLS; set tls.certificate_file and tls.key_file, too",
+            ),
+            (
+                "tls.client_certificate_required = true\ntls.self_signed_file = 's'",
+                &[],
+                "t.toml:1: tls.client_certificate_required = true: needs tls.client_ca_file, which names the CAs whose \
+                 clients are let in",
+            ),
+        ];
+        for (toml, flags, expected) in rows {
+            assert_eq!(messages(toml, &[], flags).join("\n"), *expected, "{toml}");
+        }
+    }
+
+    #[test]
     fn later_layers_win() {
         const FILE: &str = "[server]\nping_interval_ms = 1";
         const VARIABLE: &[(&str, &str)] = &[("TIDEWIRE_SERVER_PING_INTERVAL_MS", "2")];
@@ -695,7 +740,8 @@ mod tests {
                     "log_filter" => "warn,tidewire::hub=debug",
                     "trusted_proxies" => "10.0.0.0/8,2001:db8::1",
                     "origins" => "https://a.example,http://b.example:81",
-                    "issuer" | "audience" | "cookie" | "keys_file" => "some-text",
+                    "issuer" | "audience" | "cookie" => "some-text",
+                    name if name.ends_with("_file") => "/etc/a b.pem",
                     _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
                     name => panic!("{name} needs another value for this test"),
                 };
@@ -705,18 +751,27 @@ mod tests {
         (other.clone(), other)
     }
 
+    /// What a key cannot be set without, as a file.
+    fn companions(path: &str) -> &'static str {
+        match path {
+            "server.proxy_protocol" => "server.trusted_proxies = '10.0.0.0/8'\n",
+            "tls.certificate_file" => "tls.key_file = 'k'\n",
+            "tls.key_file" => "tls.certificate_file = 'c'\n",
+            "tls.client_ca_file" => "tls.self_signed_file = 's'\n",
+            "tls.client_certificate_required" => "tls.self_signed_file = 's'\ntls.client_ca_file = 'a'\n",
+            _ => "",
+        }
+    }
+
     #[test]
     fn every_key_can_be_set_in_three_ways() {
         for key in KEYS {
             let (toml, text) = other_value(key);
             let (path, variable) = (key.path(), key.variable());
-            let needed = match &*path {
-                "server.proxy_protocol" => "server.trusted_proxies = '10.0.0.0/8'\n",
-                _ => "",
-            };
-            let file = layered(&format!("{needed}{path} = {toml}"), &[], &[]).expect("the file is sound");
-            let environment = layered(needed, &[(&variable, &text)], &[]).expect("the variable is sound");
-            let flag = layered(needed, &[], &[&format!("{path}={text}")]);
+            let with = companions(&path);
+            let file = layered(&format!("{with}{path} = {toml}"), &[], &[]).expect("the file is sound");
+            let environment = layered(with, &[(&variable, &text)], &[]).expect("the variable is sound");
+            let flag = layered(with, &[], &[&format!("{path}={text}")]);
             assert_ne!(file, Config::default(), "{path}");
             assert_eq!(environment, file, "{path}");
             if key.is_secret() {
@@ -750,6 +805,12 @@ mod tests {
         for relation in RELATIONS {
             assert!(relation.holds(&Config::default()), "{}", relation.key);
             for key in std::iter::once(&relation.key).chain(relation.of) {
+                assert!(paths.contains(*key), "{key}");
+            }
+        }
+        for rule in RULES {
+            assert!(!(rule.broken)(&Config::default()), "{}", rule.key);
+            for key in std::iter::once(&rule.key).chain(rule.of) {
                 assert!(paths.contains(*key), "{key}");
             }
         }

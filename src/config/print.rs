@@ -64,7 +64,7 @@ pub fn reference() -> String {
         let of = relation.of.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let _ = writeln!(out, "- `{}` has a floor that follows from {of}: {}.", relation.key, relation.since);
     }
-    for rule in super::relation::RULES {
+    for rule in super::rule::RULES {
         let _ = writeln!(out, "- `{}` is refused {}: {}.", rule.key, rule.when, rule.remedy);
     }
     out

@@ -1,6 +1,6 @@
 //! The rules between settings, as data. A rule on one setting alone is its range, in its declaration.
 
-use super::{Config, Origins};
+use super::Config;
 
 /// One setting that may not be less than what others make of it.
 #[derive(Debug)]
@@ -66,67 +66,3 @@ pub(super) static RELATIONS: &[Relation] = &[
         since: "one answer can get that large, and must fit",
     },
 ];
-
-/// A rule about one setting, which others decide.
-#[derive(Debug)]
-pub(super) struct Rule {
-    /// The full name of the setting; the rule holds for its default.
-    pub(super) key: &'static str,
-    /// The full names of the settings that decide.
-    pub(super) of: &'static [&'static str],
-    /// When it is broken, in words that follow "is refused".
-    pub(super) when: &'static str,
-    /// Whether it is broken.
-    pub(super) broken: fn(&Config) -> bool,
-    /// What is wrong, and the remedy.
-    pub(super) remedy: &'static str,
-}
-
-/// Every such rule.
-pub(super) static RULES: &[Rule] = &[
-    Rule {
-        key: "listen",
-        of: &["insecure_open", "auth.keys_file", "auth.secret"],
-        when: "for an address that others can reach, without a key",
-        broken: |config| !config.listen.ip().is_loopback() && config.is_open() && !config.insecure_open,
-        remedy: "everybody who reaches this address could do everything; set auth.keys_file or auth.secret, or \
-                 insecure_open = true",
-    },
-    Rule {
-        key: "server.proxy_protocol",
-        of: &["server.trusted_proxies"],
-        when: "without trusted proxies",
-        broken: |config| config.server.proxy_protocol && config.server.trusted_proxies.is_empty(),
-        remedy: "a PROXY header is believed from known proxies alone; name them in server.trusted_proxies",
-    },
-    Rule {
-        key: "auth.cookie",
-        of: &["server.origins"],
-        when: "where all origins are allowed",
-        broken: |config| config.auth.cookie.is_some() && config.server.origins == Origins::Any,
-        remedy: "any page could use the cookies of whoever visits it; list the pages in server.origins",
-    },
-    Rule {
-        key: "admin.token",
-        of: &[],
-        when: "with other characters than a token has",
-        broken: |config| !config.admin.token.expose().bytes().all(may_be_sent),
-        remedy: "a token that no client can send (RFC 6750); use ASCII letters, digits and - . _ ~ + / =",
-    },
-    Rule {
-        key: "admin.listen",
-        of: &["insecure_open", "auth.keys_file", "auth.secret", "admin.token"],
-        when: "for an address that others can reach, with neither a key nor an admin token",
-        broken: |config| {
-            let exposed = config.admin.listen.is_some_and(|listen| !listen.ip().is_loopback());
-            exposed && config.is_open() && config.admin.token.is_empty() && !config.insecure_open
-        },
-        remedy: "everybody who reaches this address could see everything; set admin.token, or keys for tokens with the \
-                 right admin, or insecure_open = true",
-    },
-];
-
-/// RFC 6750 section 2.1.
-const fn may_be_sent(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/' | b'=')
-}

@@ -4,7 +4,6 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -280,7 +279,6 @@ macro_rules! optional_text {
 }
 
 optional_text!(SocketAddr, SocketAddr::to_string, "an IP address and a port, such as \"127.0.0.1:9401\"");
-optional_text!(PathBuf, |path| path.display().to_string(), "the name of a file");
 optional_text!(String, Clone::clone, "a text");
 
 /// A string as TOML.

@@ -196,6 +196,32 @@ label! {
 }
 
 label! {
+    /// Why a TLS handshake failed, before there was a request.
+    TlsFailure, "reason" {
+        /// Not whole within the handshake timeout.
+        Timeout = "timeout",
+        /// The socket ended first.
+        Gone = "gone",
+        /// Not TLS, such as plain HTTP.
+        NotTls = "not_tls",
+        /// No version or cipher suite in common.
+        Incompatible = "incompatible",
+        /// No application protocol in common: the client wants another than HTTP/1.1.
+        Alpn = "alpn",
+        /// The client has no certificate, and `tls.client_certificate_required`.
+        NoCertificate = "no_certificate",
+        /// The client's certificate is not trusted, or not valid now.
+        Certificate = "certificate",
+        /// The client's certificate has no common name that can be used.
+        CertificateName = "certificate_name",
+        /// The client refused: as a rule, it does not trust the server's certificate.
+        Alert = "alert",
+        /// Anything else.
+        Other = "other",
+    }
+}
+
+label! {
     /// Why a batch was sealed.
     FlushCause, "cause" {
         /// Its channel was quiet: the first sample goes out at once.
@@ -293,6 +319,8 @@ counters! {
     sockets_refused by SocketRefusal = "Sockets that were closed before a request was read, by reason.";
     forwarded_unreadable = "Requests of trusted proxies that did not tell their client in X-Forwarded-For.";
     handshakes_refused by HandshakeRefusal = "Requests for an upgrade that were refused, by reason.";
+    tls_handshakes = "TLS handshakes that were completed.";
+    tls_handshakes_failed by TlsFailure = "TLS handshakes that failed, by reason.";
     bytes_received = "Bytes of WebSocket messages that were received, headers left out.";
     messages_received = "WebSocket text and binary messages that were received, valid or not.";
     control_messages_received = "Control requests that were received and understood.";
@@ -316,7 +344,7 @@ counters! {
     heartbeats_sent = "Heartbeats that were put into an outbox.";
     errors_sent by ErrorCode = "Error messages that were put into an outbox, by code.";
     bytes_written = "Bytes that the kernel took from outboxes.";
-    writes = "System calls that wrote to a connection.";
+    writes = "Writes to a connection: a system call each, or one for each 16 KiB with TLS.";
 }
 
 #[cfg(test)]
@@ -346,6 +374,7 @@ mod tests {
         check_label(&ErrorCode::ALL);
         check_label(&SocketRefusal::ALL);
         check_label(&HandshakeRefusal::ALL);
+        check_label(&TlsFailure::ALL);
         check_label(&FlushCause::ALL);
         check_label(&DropReason::ALL);
         check_label(&ConflationCause::ALL);

@@ -26,7 +26,7 @@ pub(super) type Version = (SystemTime, u64, u64);
 pub(super) fn load(config: &Config) -> io::Result<Keyring> {
     let auth = &config.auth;
     let defaults = Defaults { issuer: auth.issuer.as_deref(), audience: auth.audience.as_deref() };
-    let mut keys = match &auth.keys_file {
+    let mut keys = match auth.keys_file.get() {
         Some(path) => {
             let explain = |reason: String| {
                 io::Error::other(format!(
@@ -66,14 +66,14 @@ fn read(path: &Path) -> io::Result<(String, u32)> {
 
 /// Which version of the file is there.
 pub(super) fn version(config: &Config) -> Option<Version> {
-    let metadata = fs::metadata(config.auth.keys_file.as_ref()?).ok()?;
+    let metadata = fs::metadata(config.auth.keys_file.get()?).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }
 
 /// Takes the keys anew whenever their file has changed since `seen`. What is wrong with a new file is logged, and the old keys
 /// stay. Ends at once where there is no file.
 pub(super) async fn watch(shared: &Shared, mut seen: Option<Version>) {
-    if shared.config.auth.keys_file.is_none() {
+    if !shared.config.auth.keys_file.is_set() {
         return;
     }
     let mut look = tokio::time::interval(LOOK_INTERVAL);
@@ -100,6 +100,10 @@ mod tests {
     use super::*;
     use crate::auth::signer;
 
+    fn name(path: &Path) -> crate::config::FilePath {
+        path.to_str().expect("UTF-8").parse().expect("a path")
+    }
+
     #[test]
     fn files_with_secrets_are_their_owners_alone() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -108,7 +112,7 @@ mod tests {
         let public = include_str!("../../tests/keys/p256.pub.pem");
         let mut config = Config::default();
         assert!(load(&config).expect("nothing to read").is_empty());
-        config.auth.keys_file = Some(path.clone());
+        config.auth.keys_file = name(&path);
         let error = load(&config).expect_err("it is not there").to_string();
         assert!(error.starts_with("auth.keys_file = \"") && error.contains("cannot be read"), "{error}");
         for (text, mode, expected) in [

@@ -41,8 +41,10 @@ pub(super) async fn introduce(
     match door.enter(address.ip(), Instant::now()) {
         Ok(place) => Some((Peer { address, ..peer }, place)),
         Err(refusal) => {
-            // Nothing was written before, so there is room.
-            let _ = io.try_write(refuse::answer(refusal).as_bytes());
+            if worker.shared.tls.is_none() {
+                // Nothing was written before, so there is room.
+                let _ = io.try_write(refuse::answer(refusal).as_bytes());
+            }
             None
         }
     }

@@ -40,10 +40,13 @@ pub(super) fn answer(refusal: SocketRefusal) -> String {
     )
 }
 
-/// Ends a socket that nobody has written to: its buffer is empty and takes the answer at once.
-pub(super) fn refuse(mut socket: TcpStream, refusal: SocketRefusal) {
-    // A peer that has gone already gets nothing.
-    let _ = socket.write(answer(refusal).as_bytes());
+/// Ends a socket that nobody has written to: its buffer is empty and takes the answer at once. Who wants TLS would not
+/// understand it.
+pub(super) fn refuse(mut socket: TcpStream, refusal: SocketRefusal, tls: bool) {
+    if !tls {
+        // A peer that has gone already gets nothing.
+        let _ = socket.write(answer(refusal).as_bytes());
+    }
 }
 
 #[cfg(test)]

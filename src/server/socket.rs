@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::held::{Held, Hold};
-use super::proxied;
 use super::refuse::refuse;
+use super::{proxied, tls};
 use crate::admission::PLAIN_SOCKETS_MAX;
 use crate::admission::door::Place;
 use crate::connection::{self, Upgraded};
@@ -39,7 +41,7 @@ pub(super) async fn serve(
     let placed = Placed { worker: &worker };
     if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
         worker.shared.door.count(SocketRefusal::Sockets);
-        refuse(socket, SocketRefusal::Sockets);
+        refuse(socket, SocketRefusal::Sockets, worker.shared.tls.is_some());
         return;
     }
     let upgraded = {
@@ -47,31 +49,39 @@ pub(super) async fn serve(
         // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
         Box::pin(serve_http(&worker, socket, peer, place)).await.unwrap_or_default()
     };
-    if let Some(WebSocket { io, upgraded, slot }) = upgraded {
-        connection::run(Rc::clone(&worker), io, upgraded).await;
+    if let Some((wire, WebSocket { upgraded, slot })) = upgraded {
+        match wire {
+            Wire::Plain(io) => connection::run(Rc::clone(&worker), io, upgraded).await,
+            Wire::Tls(io) => connection::run(Rc::clone(&worker), io, upgraded).await,
+        }
         drop(slot);
     }
     drop(placed);
 }
 
-/// A socket that was upgraded.
+/// What is written to and read from.
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// What a socket is that was upgraded.
 struct WebSocket {
-    io: TcpStream,
     upgraded: Upgraded,
     slot: ConnectionSlot,
 }
 
-/// Serves HTTP until the socket ends or becomes a WebSocket.
+/// Serves a proxy's header, TLS, if it is on, and HTTP until the socket ends or becomes a WebSocket.
 async fn serve_http(
     worker: &Rc<Worker>,
     socket: StdStream,
     peer: Peer,
     place: Place,
-) -> io::Result<Option<WebSocket>> {
+) -> io::Result<Option<(Wire, WebSocket)>> {
     let limits = &worker.config().server;
     let mut io = TcpStream::from_std(socket)?;
     let opened = Instant::now();
-    let Some((peer, _place)) = proxied::introduce(worker, &mut io, peer, place, opened).await else {
+    let Some((mut peer, _place)) = proxied::introduce(worker, &mut io, peer, place, opened).await else {
         return Ok(None);
     };
     let first_byte_timeout = limits.first_byte_timeout.saturating_sub(opened.elapsed());
@@ -79,7 +89,23 @@ async fn serve_http(
         Ok(readable) => readable?,
         Err(_) => return Ok(None),
     }
+    let Some(tls) = &worker.shared.tls else {
+        let upgraded = speak_http(worker, io, peer, opened).await?;
+        return Ok(upgraded.map(|(io, upgraded)| (Wire::Plain(io), upgraded)));
+    };
+    let Some(io) = tls::shake_hands(worker, tls, io, &mut peer, opened).await else { return Ok(None) };
+    let upgraded = speak_http(worker, io, peer, opened).await?;
+    Ok(upgraded.map(|(io, upgraded)| (Wire::Tls(io), upgraded)))
+}
 
+/// Serves HTTP on what was accepted at `opened`, until it ends or becomes a WebSocket.
+async fn speak_http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    worker: &Rc<Worker>,
+    io: S,
+    peer: Peer,
+    opened: Instant,
+) -> io::Result<Option<(S, WebSocket)>> {
+    let limits = &worker.config().server;
     let peer = Rc::new(peer);
     let outcome = Rc::new(RefCell::new(None));
     let hold = Hold::default();
@@ -128,11 +154,11 @@ async fn serve_http(
     let upgraded = socket.await.map_err(io::Error::other)?.into_inner();
     let parts = upgraded
         .into_inner()
-        .downcast::<TokioIo<Held<TcpStream>>>()
+        .downcast::<TokioIo<Held<S>>>()
         .map_err(|_| io::Error::other("the upgraded socket is not the one that was served"))?;
     let (io, answer) = parts.io.into_inner().into_parts();
     let upgraded = Upgraded { peer, wanted, answer, leftover: parts.read_buf };
-    Ok(Some(WebSocket { io, upgraded, slot }))
+    Ok(Some((io, WebSocket { upgraded, slot })))
 }
 
 /// A place at a worker, given back when the socket ends.

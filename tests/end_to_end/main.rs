@@ -17,3 +17,4 @@ mod protocol;
 mod shutdown;
 mod slow_subscriber;
 mod support;
+mod tls;

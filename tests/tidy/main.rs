@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use tidewire::close::{CloseReason, Retry};
+use tidewire::metrics::TlsFailure;
 use tidewire::wire::control::ErrorCode;
 
 mod code;
@@ -24,7 +25,16 @@ const LADDER: &[&[&str]] = &[
     &["bucket", "clock", "close", "config/*", "pattern/*", "peer"],
     &["auth/*", "proxy", "wire/*"],
     &["metrics/*", "reading"],
-    &["admission/*", "hub/batch", "hub/directory", "hub/overload", "keepalive", "outbox/*", "session/*"],
+    &[
+        "admission/*",
+        "hub/batch",
+        "hub/directory",
+        "hub/overload",
+        "keepalive",
+        "outbox/*",
+        "session/*",
+        "tls/*",
+    ],
     &["hub/channel"],
     &["hub/router"],
     // Four files of one struct: the data half, the control half, who may do it, and what it tells.
@@ -47,7 +57,8 @@ const ONLY: &[(&str, &[&str])] = &[
 ];
 
 /// What a reader relies on: every file that these name exists.
-const DOCUMENTS: &[&str] = &["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PROTOCOL.md"];
+const DOCUMENTS: &[&str] =
+    &["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PROTOCOL.md", "docs/TLS.md"];
 
 /// Most bytes of a file in git: more is data, and data has another place.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -132,6 +143,13 @@ fn error_codes_are_documented() {
     let expected: Vec<_> = ErrorCode::ALL.into_iter().map(|code| [code.label()]).collect();
     let documented = documents::table_with(&read("docs/PROTOCOL.md"), &[ErrorCode::BadRequest.label()], 1);
     assert_eq!(documented, expected, "the error codes of docs/PROTOCOL.md are not ErrorCode::ALL");
+}
+
+#[test]
+fn failures_of_tls_handshakes_are_documented() {
+    let expected: Vec<_> = TlsFailure::ALL.into_iter().map(|reason| [reason.label()]).collect();
+    let documented = documents::table_with(&read("docs/TLS.md"), &[TlsFailure::Timeout.label()], 1);
+    assert_eq!(documented, expected, "the reasons of docs/TLS.md are not TlsFailure::ALL");
 }
 
 /// How the documents write a retry advice.

@@ -156,7 +156,7 @@ impl Process {
         let stderr = child.stderr.take();
         let mut first = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
-        let address = first.split("ws://").nth(1).and_then(|rest| rest.split('/').next());
+        let address = first.split("://").nth(1).and_then(|rest| rest.split('/').next());
         let address = address.unwrap_or_else(|| panic!("no address in {first:?}")).parse().unwrap();
         Self { address, child, stderr }
     }
@@ -202,6 +202,11 @@ impl Process {
     /// Whether it has ended, and how.
     pub(crate) fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
+    }
+
+    /// Its log.
+    pub(crate) fn take_log(&mut self) -> ChildStderr {
+        self.stderr.take().unwrap()
     }
 
     /// Waits for its end; what it logged, too.
