@@ -22,11 +22,17 @@ pub struct Identity {
     pub token_id: Option<Box<str>>,
     /// `iat`, in seconds of Unix time.
     pub issued_s: Option<u64>,
-    /// `exp`, in seconds of Unix time.
-    pub expires_s: u64,
+    /// `exp`, in seconds of Unix time; nothing for who has shown a certificate instead.
+    pub expires_s: Option<u64>,
+    /// The key that its token was checked with; nothing for who has shown a certificate instead.
+    pub key: Option<KeyId>,
     /// What it may do.
     pub grants: Grants,
 }
+
+/// Tells keys apart without telling what they are: a part of their hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyId(u64);
 
 /// The longest subject or token id, in bytes.
 pub const ID_BYTES_MAX: usize = 128;

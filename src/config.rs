@@ -20,7 +20,7 @@ pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use networks::{Network, NetworkError, Networks};
-pub use origins::{Origin, OriginError, Origins};
+pub use origins::{Origin, OriginError, Origins, is_local};
 pub use path::{FilePath, FilePathError};
 pub use print::{default_file, reference};
 pub use secret::Secret;
@@ -86,8 +86,8 @@ settings! {
         /// `first_byte_timeout_ms`; without one it is closed. Health checks of a proxy have to send one, too (command LOCAL).
         proxy_protocol: bool = false, "", Any;
         /// Web pages that may connect, by origin (RFC 6454): `same` are those that came from the host that they connect to,
-        /// `*` are all, and a list is compared exactly. Others get HTTP 403. Only a list keeps out pages whose host was made
-        /// to point here (DNS rebinding).
+        /// `*` are all, and a list is compared exactly. Others get HTTP 403. Without keys on a loopback address, the host has
+        /// to be `localhost` or an address, or of the list: any other name may have been made to point here (DNS rebinding).
         origins: Origins = Origins::Same, "", Any;
         /// Whether a client without an `Origin` header gets HTTP 403, too. Programs send none; browsers always do.
         origin_required: bool = false, "", Any;
@@ -129,12 +129,15 @@ settings! {
         /// How far away the end of a token (`exp`) may be: a stolen one is of no use for longer.
         token_lifetime_max: Duration = Duration::from_secs(24 * 60 * 60), "ms", 1_000..=366 * 24 * 60 * 60 * 1_000;
         /// Whether a connection may bring its token in a first message instead of the handshake, which is all that a browser
-        /// can do without showing it to proxies.
+        /// can do without showing it to proxies. Such connections may have a quarter of `server.connections_max`.
         first_message: bool = true, "", Any;
         /// From the upgrade to that message; then 4408.
         first_message_timeout: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
         /// How long before the end of its token a connection is told (`token_expiring`).
         expiry_warning: Duration = Duration::from_secs(60), "ms", 0..=WEEK;
+        /// What a client certificate gives the right to, as the claim `tidewire` of a token says it. Its common name is the
+        /// subject.
+        certificate_rights: String = r#"{"subscribe":[">"],"publish":[">"]}"#.into(), "", Any;
         /// Cookie that may carry the token. With it, an `Origin` header is needed.
         cookie: Option<String> = None, "", Any;
         /// Whether `?token=` may carry it. Off: addresses end up in logs of proxies and in histories of browsers.

@@ -25,7 +25,7 @@ use crate::outbound;
 use crate::outbox::handle::OutboxHandle;
 use crate::peer::Peer;
 use crate::session::Session;
-use crate::wire::control::{Digits, Event, WelcomeLimits, WelcomeSettings};
+use crate::wire::control::{Digits, ErrorCode, Event, WelcomeLimits, WelcomeSettings};
 use crate::wire::{Codec, ConnectionId, seal, ws};
 use crate::worker::{Watched, Worker};
 
@@ -74,11 +74,12 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
             // One write for both.
             answer.extend_from_slice(&seal::event(&welcome.event(now.wall_ns)));
             handle.push_message(answer.into());
-            let waits = matches!(standing, Standing::Waiting);
+            let waits = matches!(standing, Standing::Waiting(_));
             let session = Box::new(Session::new(Arc::clone(&config), codec, waits, now));
-            // From here on the hub hears of revocations; one that came since the token was checked is seen here.
-            let revoked = matches!(&standing, Standing::Known(it) if worker.shared.gate.is_revoked(it));
-            if revoked {
+            // From here on the hub hears who is shut out; what came since the token was checked is seen here.
+            if matches!(&standing, Standing::Known(identity) if worker.shared.gate.is_shut_out(identity)) {
+                let (code, message) = (ErrorCode::Forbidden, "the token has been revoked");
+                handle.push_event(&Event::Error { id: None, code, message });
                 handle.end(CloseReason::Forbidden);
             }
             let remote = remote.to_string().into();
@@ -242,8 +243,8 @@ impl<'a> Welcome<'a> {
         let Config { inbound, channel, batch, outbox, server, auth, .. } = self.config;
         let (expires_s, auth_timeout_ms) = match self.standing {
             Standing::Open { .. } => (None, None),
-            Standing::Waiting => (None, Some(millis(auth.first_message_timeout))),
-            Standing::Known(identity) => (Some(identity.expires_s), None),
+            Standing::Waiting(_) => (None, Some(millis(auth.first_message_timeout))),
+            Standing::Known(identity) => (identity.expires_s, None),
         };
         Event::Welcome {
             protocol: self.codec.subprotocol(),

@@ -241,7 +241,8 @@ impl Hub {
             }
             ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
             ToWorker::List(reply) => drop(reply.send(self.list(now))),
-            ToWorker::Revoke(revoked, at_s) => self.revoke(&revoked, at_s),
+            ToWorker::Revoke(revoked, issued_s) => self.revoke(&revoked, issued_s),
+            ToWorker::Keys(keys) => self.keep_keys(&keys),
             ToWorker::Drain => self.drain(now),
             ToWorker::Sealed => self.note_sealed(now),
         }

@@ -9,6 +9,7 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::auth::token::TOKEN_BYTES_MAX;
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::Secret;
@@ -44,11 +45,16 @@ pub struct Inbound {
     watched: Rc<Watched>,
     endpoint: Endpoint,
     reader: Reader,
+    /// Only a first message is taken, which needs no more than [`FIRST_MESSAGE_BYTES_MAX`].
+    confined: bool,
     /// Bytes that were read, and could not be handled yet because something has to be waited for.
     carry: Vec<u8>,
     /// A publish by name, until every pattern has joined its new channel.
     announced: Option<(ChannelId, Vec<u8>)>,
 }
+
+/// The largest message of somebody who is not known yet: a token and what is around it.
+const FIRST_MESSAGE_BYTES_MAX: usize = TOKEN_BYTES_MAX + 1_024;
 
 /// How far a read was handled.
 enum Step {
@@ -68,8 +74,14 @@ impl Inbound {
     /// The loop of a connection. `leftover` was read behind the request head.
     #[must_use]
     pub fn new(worker: Rc<Worker>, watched: Rc<Watched>, endpoint: Endpoint, leftover: &Bytes) -> Self {
-        let reader = Reader::new(worker.config().inbound.message_bytes_max);
-        Self { worker, watched, endpoint, reader, carry: leftover.to_vec(), announced: None }
+        let message_bytes_max = worker.config().inbound.message_bytes_max;
+        let confined = matches!(&endpoint, Endpoint::Protocol { session, .. } if session.waits());
+        let reader = Reader::new(if confined {
+            FIRST_MESSAGE_BYTES_MAX.min(message_bytes_max)
+        } else {
+            message_bytes_max
+        });
+        Self { worker, watched, endpoint, reader, confined, carry: leftover.to_vec(), announced: None }
     }
 
     /// Reads until the connection ends, and says why.
@@ -154,7 +166,14 @@ impl Inbound {
             whole_message |= matches!(event, ws::Event::Text(_) | ws::Event::Binary(_));
             let mut handling =
                 Handling { worker: &self.worker, watched: &self.watched, endpoint: &mut self.endpoint, now };
-            match handling.handle(event) {
+            let handled = handling.handle(event);
+            if self.confined
+                && !matches!(&self.endpoint, Endpoint::Protocol { session, .. } if session.waits())
+            {
+                self.confined = false;
+                self.reader.take_messages_of(self.worker.config().inbound.message_bytes_max);
+            }
+            match handled {
                 Step::Done => {}
                 stop => break stop,
             }
@@ -229,7 +248,7 @@ impl Handling<'_> {
             }
             ws::Event::Binary(message) => {
                 count_message(self.worker, message.len());
-                if session.codec() == Codec::Json {
+                if session.codec() == Codec::Json && !session.waits() {
                     Err(Refusal::Error {
                         id: None,
                         code: ErrorCode::Unsupported,

@@ -1,6 +1,5 @@
 //! The server: its threads, its listener, and its end. Never works for a single message.
 
-use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
@@ -31,7 +30,7 @@ use crate::peer::{Listener, Peer};
 use crate::publisher;
 use crate::tls::Tls;
 use crate::worker::timer::Timer;
-use crate::worker::{Shared, TICK, Worker};
+use crate::worker::{Shared, TICK, Worker, gate};
 
 mod held;
 mod keys;
@@ -39,6 +38,8 @@ mod proxied;
 mod refuse;
 mod socket;
 mod tls;
+
+use socket::PlainSockets;
 
 /// Connections that the kernel keeps for the listener until it accepts them.
 const BACKLOG: i32 = 1024;
@@ -75,6 +76,9 @@ impl Server {
     pub fn bind(config: Config) -> io::Result<Self> {
         let keys_version = keys::version(&config);
         let keys = keys::load(&config)?;
+        keys::pass_over(&keys);
+        gate::certificate_rights(&config)
+            .map_err(|reason| io::Error::other(format!("auth.certificate_rights: {reason}")))?;
         let tls =
             Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
         let listener = listen(config.listen, &config)?;
@@ -259,7 +263,7 @@ async fn run_worker(index: usize, shared: Arc<Shared>, inbox: mpsc::Receiver<ToW
 
 /// The loop of a worker beside its connections: inbox, deadlines, ticks.
 async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -> io::Result<()> {
-    let plain_sockets = Rc::new(RefCell::new(0));
+    let plain_sockets = Rc::new(PlainSockets::default());
     let timer = Timer::new()?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -335,7 +339,12 @@ async fn accept_some(listener: &AsyncFd<StdListener>, door: Listener, shared: &S
         let (socket, address) = accepted?;
         // A proxy's socket is its client's, who is not known yet.
         let limited = (!shared.config.server.trusted_proxies.contain(address.ip())).then_some(address.ip());
-        match shared.door.accept(limited, Instant::now()) {
+        let admitted = match door {
+            Listener::Public => shared.door.accept(limited, Instant::now()),
+            // Those who run the server are not kept out by a crowd at the other door.
+            Listener::Admin => shared.door.enter(address.ip(), Instant::now()),
+        };
+        match admitted {
             Ok(place) => {
                 let message = ToWorker::Socket(socket, Peer::at(address, door), place);
                 shared.router.send(shared.router.place_connection(), message);

@@ -210,6 +210,9 @@ impl Session {
     /// # Errors
     /// Says what is wrong with it.
     pub fn handle_text(&mut self, text: &str, now: Now) -> Result<Action, Refusal> {
+        if self.waits {
+            return self.handle_first(text, now);
+        }
         if self.codec == Codec::Json && codec::is_publish(text) {
             self.check_publish_rate(text.len(), now)?;
             return self.decode_json(text);
@@ -222,10 +225,17 @@ impl Session {
         }
         let request: Request = serde_json::from_str(text)
             .map_err(|error| Refusal::error(readable_id(text), ErrorCode::BadRequest, invalid(&error)))?;
-        if self.waits && !matches!(request, Request::Auth(_)) {
-            return Err(unauthorized(request.id()));
-        }
         self.handle_request(request, now)
+    }
+
+    /// A message of somebody who is not known yet: an `auth`, or the last one.
+    fn handle_first(&mut self, text: &str, now: Now) -> Result<Action, Refusal> {
+        match serde_json::from_str(text) {
+            Ok(request @ Request::Auth(_)) if text.trim_ascii_start().starts_with('{') => {
+                self.handle_request(request, now)
+            }
+            _ => Err(unauthorized(readable_id(text))),
+        }
     }
 
     /// A binary message of a codec that is not protobuf: a publish in `MessagePack`.

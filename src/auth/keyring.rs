@@ -7,7 +7,11 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
+use ring::digest::{SHA256, digest};
 use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::KeyId;
 
 /// Keys at once, at the most.
 pub const KEYS_MAX: usize = 100;
@@ -15,8 +19,14 @@ pub const KEYS_MAX: usize = 100;
 /// Fewest bytes of a secret for each of the algorithms HS256, HS384, HS512: as many as the hash has (RFC 7518 section 3.2).
 const SECRET_BYTES_MIN: [usize; 3] = [32, 48, 64];
 
-/// Fewest bytes of an RSA modulus: 2,048 bits (RFC 7518 section 3.3).
-const MODULUS_BYTES_MIN: usize = 256;
+/// Bytes of an RSA modulus: from 2,048 bits (RFC 7518 section 3.3) to the most that is checked.
+const MODULUS_BYTES: std::ops::RangeInclusive<usize> = 256..=1_024;
+
+/// Fewest bytes of DER that hold such a modulus and an exponent.
+const RSA_DER_BYTES_MIN: usize = 270;
+
+/// The largest RSA exponent that is checked: 33 bits.
+const EXPONENT_MAX: u64 = (1 << 33) - 1;
 
 /// How a token can be signed (RFC 7518 section 3.1, RFC 8037). `none` is not among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,13 +97,22 @@ pub struct Defaults<'a> {
 #[derive(Clone)]
 pub struct Key {
     id: Option<Box<str>>,
+    /// It is called what its issuer calls it: PEM has no place for a name.
+    any_name: bool,
     algorithm: Algorithm,
+    hash: KeyId,
     issuer: Option<Box<str>>,
     audience: Option<Box<str>>,
     key: DecodingKey,
 }
 
 impl Key {
+    /// Tells it from other keys, whatever they are called.
+    #[must_use]
+    pub const fn hash(&self) -> KeyId {
+        self.hash
+    }
+
     /// What its tokens are signed with.
     #[must_use]
     pub const fn algorithm(&self) -> Algorithm {
@@ -123,7 +142,7 @@ impl Key {
 /// Without the key itself.
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, algorithm, issuer, audience, key: _ } = self;
+        let Self { id, any_name: _, algorithm, hash: _, issuer, audience, key: _ } = self;
         f.debug_struct("Key")
             .field("id", id)
             .field("algorithm", algorithm)
@@ -137,6 +156,7 @@ impl fmt::Debug for Key {
 #[derive(Clone, Debug, Default)]
 pub struct Keyring {
     keys: Vec<Key>,
+    passed_over: Vec<(usize, &'static str)>,
 }
 
 /// A file of keys that cannot be used. Never holds a part of a key.
@@ -159,7 +179,15 @@ pub enum KeyError {
     Ambiguous(usize),
 }
 
-/// A key of a set as RFC 7517 writes it. What is not known there is passed over, as that wants it.
+/// Why one key of a file does not become one of the ring.
+enum Unusable {
+    /// It is for something else, or of a kind that is not known here: RFC 7517 section 5 wants that it is passed over.
+    Foreign(&'static str),
+    /// It is wrong. Nobody would notice that it is missing, so it spoils the file.
+    Wrong(&'static str),
+}
+
+/// A key of a set as RFC 7517 writes it. Members that are not known are passed over, as that wants it.
 #[derive(Deserialize)]
 pub(super) struct Jwk {
     kty: String,
@@ -182,36 +210,36 @@ pub(super) struct Jwk {
 }
 
 #[derive(Deserialize)]
-struct JwkSet {
-    keys: Vec<serde_json::Value>,
+struct JwkSet<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
 }
 
 impl Keyring {
     /// Reads a JWK set or PEM.
     ///
     /// # Errors
-    /// Says which key is wrong, and why; one wrong key spoils the file, since nobody would notice that it is missing.
+    /// Says which key is wrong, and why.
     pub fn parse(text: &str, defaults: Defaults<'_>) -> Result<Self, KeyError> {
-        let keys = if text.trim_start().starts_with('{') {
-            jwks(text)?
-                .iter()
-                .enumerate()
-                .map(|(index, jwk)| from_jwk(jwk).map_err(|reason| KeyError::Key(index + 1, reason)))
-                .collect::<Result<Vec<_>, _>>()?
-        } else {
-            let blocks = pem::parse_many(text).map_err(|_| KeyError::Form)?;
-            blocks
-                .iter()
-                .enumerate()
-                .map(|(index, block)| from_pem(block).map_err(|reason| KeyError::Key(index + 1, reason)))
-                .collect::<Result<_, _>>()?
-        };
         let mut ring = Self::default();
-        for key in keys {
-            ring.add(key, defaults)?;
+        if text.trim_start().starts_with('{') {
+            for (index, jwk) in jwks(text)?.iter().enumerate() {
+                match from_jwk(jwk) {
+                    Ok(key) => ring.add(index + 1, key, defaults)?,
+                    Err(Unusable::Foreign(reason)) => ring.passed_over.push((index + 1, reason)),
+                    Err(Unusable::Wrong(reason)) => return Err(KeyError::Key(index + 1, reason)),
+                }
+            }
+            return if ring.keys.is_empty() { Err(KeyError::Empty) } else { Ok(ring) };
         }
-        if ring.keys.is_empty() {
-            return Err(if text.trim_start().starts_with('{') { KeyError::Empty } else { KeyError::Form });
+        let blocks = pem::parse_many(text).map_err(|_| KeyError::Form)?;
+        // Its reader ends without a word where a block has no end.
+        if blocks.is_empty() || blocks.len() != text.matches("-----BEGIN").count() {
+            return Err(KeyError::Form);
+        }
+        for (index, block) in blocks.iter().enumerate() {
+            let key = from_pem(block).map_err(|reason| KeyError::Key(index + 1, reason))?;
+            ring.add(index + 1, Key { any_name: true, ..key }, defaults)?;
         }
         Ok(ring)
     }
@@ -221,15 +249,15 @@ impl Keyring {
     /// # Errors
     /// It is too short, or there is such a key already.
     pub fn add_secret(&mut self, secret: &str, defaults: Defaults<'_>) -> Result<(), KeyError> {
+        let place = self.keys.len() + 1;
         let key = from_secret(secret.as_bytes(), Algorithm::Hs256)
-            .map_err(|reason| KeyError::Key(self.keys.len() + 1, reason))?;
-        self.add(key, defaults)
+            .map_err(|reason| KeyError::Key(place, reason))?;
+        self.add(place, key, defaults)
     }
 
-    fn add(&mut self, mut key: Key, defaults: Defaults<'_>) -> Result<(), KeyError> {
-        let place = self.keys.len() + 1;
-        if place > KEYS_MAX {
-            return Err(KeyError::TooMany(place));
+    fn add(&mut self, place: usize, mut key: Key, defaults: Defaults<'_>) -> Result<(), KeyError> {
+        if self.keys.len() == KEYS_MAX {
+            return Err(KeyError::TooMany(KEYS_MAX + 1));
         }
         let same = |other: &Key| other.id == key.id && (key.id.is_some() || other.algorithm == key.algorithm);
         if self.keys.iter().any(same) {
@@ -239,6 +267,17 @@ impl Keyring {
         key.audience = key.audience.or_else(|| defaults.audience.map(Into::into));
         self.keys.push(key);
         Ok(())
+    }
+
+    /// The keys of the file that are for something else, by their place from 1, and why.
+    #[must_use]
+    pub fn passed_over(&self) -> &[(usize, &'static str)] {
+        &self.passed_over
+    }
+
+    /// What tells each key from others.
+    pub fn hashes(&self) -> impl Iterator<Item = KeyId> {
+        self.keys.iter().map(Key::hash)
     }
 
     /// Number of keys.
@@ -260,28 +299,32 @@ impl Keyring {
         self.keys.is_empty()
     }
 
-    /// The key with this `kid`.
+    /// The key for a token with this `kid` and `alg`: the one of that name, else one without a name for the algorithm.
     #[must_use]
-    pub fn named(&self, id: &str) -> Option<&Key> {
-        self.keys.iter().find(|key| key.id.as_deref() == Some(id))
-    }
-
-    /// The key without a `kid` for this algorithm.
-    #[must_use]
-    pub fn unnamed(&self, algorithm: Algorithm) -> Option<&Key> {
-        self.keys.iter().find(|key| key.id.is_none() && key.algorithm == algorithm)
+    pub fn find(&self, id: Option<&str>, algorithm: Option<Algorithm>) -> Option<&Key> {
+        let named = |id| self.keys.iter().find(|key| key.id.as_deref() == Some(id));
+        id.and_then(named).or_else(|| {
+            let mut unnamed =
+                self.keys.iter().filter(|key| key.id.is_none() && (key.any_name || id.is_none()));
+            unnamed.find(|key| Some(key.algorithm) == algorithm)
+        })
     }
 }
 
 /// The keys of a set, each as it is written.
 pub(super) fn jwks(text: &str) -> Result<Vec<Jwk>, KeyError> {
-    let set: JwkSet = serde_json::from_str(text).map_err(|_| KeyError::Form)?;
+    let set: JwkSet<'_> = serde_json::from_str(text).map_err(|_| KeyError::Form)?;
     if set.keys.len() > KEYS_MAX {
         return Err(KeyError::TooMany(set.keys.len()));
     }
-    let read = |(index, key)| {
-        serde_json::from_value(key)
-            .map_err(|_| KeyError::Key(index + 1, "not a JWK: a member is missing or of the wrong type"))
+    let read = |(index, key): (usize, &RawValue)| {
+        // The reader of objects would take a list of the members' values, too.
+        let object = Some(key.get()).filter(|text| text.starts_with('{'));
+        let jwk = object.and_then(|text| serde_json::from_str(text).ok());
+        jwk.ok_or(KeyError::Key(
+            index + 1,
+            "not a JWK: a member is missing, twice there or of the wrong type",
+        ))
     };
     set.keys.into_iter().enumerate().map(read).collect()
 }
@@ -313,59 +356,73 @@ impl Jwk {
     }
 }
 
-fn from_jwk(jwk: &Jwk) -> Result<Key, &'static str> {
-    if jwk.d.is_some() {
-        return Err("a private key; the server needs the public one alone");
-    }
+fn from_jwk(jwk: &Jwk) -> Result<Key, Unusable> {
+    use Unusable::{Foreign, Wrong};
     if jwk.usage.as_deref().is_some_and(|usage| usage != "sig") {
-        return Err("use is not sig");
+        return Err(Foreign("use is not sig"));
     }
-    if jwk
-        .key_ops
-        .as_ref()
-        .is_some_and(|operations| !operations.iter().any(|operation| operation == "verify"))
-    {
-        return Err("key_ops is without verify");
+    let operations = jwk.key_ops.as_deref();
+    if operations.is_some_and(|operations| !operations.iter().any(|operation| operation == "verify")) {
+        return Err(Foreign("key_ops is without verify"));
     }
-    let only = |algorithm: Algorithm, otherwise: &'static str| match &jwk.alg {
-        Some(given) if given != algorithm.label() => Err(otherwise),
+    let is_for = |algorithm: Algorithm| match &jwk.alg {
+        Some(given) if given != algorithm.label() => Err(Foreign("alg is not one that is taken for its kty")),
         _ => Ok(algorithm),
     };
+    let public = |member: &Option<String>, name| decoded(member.as_deref(), name).map_err(Wrong);
     let mut key = match (jwk.kty.as_str(), jwk.crv.as_deref()) {
         ("oct", _) => {
-            let (secret, algorithm) = jwk.secret()?;
-            from_secret(&secret, algorithm)?
+            let (secret, algorithm) = jwk.secret().map_err(Wrong)?;
+            from_secret(&secret, algorithm).map_err(Wrong)?
         }
         ("RSA", _) => {
-            let algorithm = only(Algorithm::Rs256, "alg of an RSA key has to be RS256")?;
-            let (n, e) = (decoded(jwk.n.as_deref(), "n")?, decoded(jwk.e.as_deref(), "e")?);
-            if n.iter().skip_while(|byte| **byte == 0).count() < MODULUS_BYTES_MIN {
-                return Err("an RSA key of less than 2048 bits");
+            let algorithm = is_for(Algorithm::Rs256)?;
+            let (n, e) = (public(&jwk.n, "n")?, public(&jwk.e, "e")?);
+            let (n, e) = (without_zeros(&n), without_zeros(&e));
+            if !MODULUS_BYTES.contains(&n.len()) || n[0] < 0x80 && n.len() == *MODULUS_BYTES.start() {
+                return Err(Wrong("an RSA key of less than 2048 bits, or more than 8192"));
             }
-            key_of(algorithm, DecodingKey::from_rsa_raw_components(&n, &e))
+            let exponent =
+                e.iter().fold(0_u64, |sum, byte| sum.saturating_mul(256).saturating_add((*byte).into()));
+            if n.last().is_none_or(|byte| byte % 2 == 0)
+                || exponent % 2 == 0
+                || !(3..=EXPONENT_MAX).contains(&exponent)
+            {
+                return Err(Wrong("n and e are no RSA key"));
+            }
+            key_of(algorithm, &[n, e].concat(), DecodingKey::from_rsa_raw_components(n, e))
         }
         ("EC", Some("P-256")) => {
-            let algorithm = only(Algorithm::Es256, "alg of a P-256 key has to be ES256")?;
-            let (x, y) = (decoded(jwk.x.as_deref(), "x")?, decoded(jwk.y.as_deref(), "y")?);
+            let algorithm = is_for(Algorithm::Es256)?;
+            let (x, y) = (public(&jwk.x, "x")?, public(&jwk.y, "y")?);
             if x.len() != 32 || y.len() != 32 {
-                return Err("x and y of a P-256 key have 32 bytes each");
+                return Err(Wrong("x and y of a P-256 key have 32 bytes each"));
             }
-            key_of(algorithm, DecodingKey::from_ec_der(&[&[4], &x[..], &y].concat()))
+            let point = [&[4], &x[..], &y].concat();
+            key_of(algorithm, &point, DecodingKey::from_ec_der(&point))
         }
         ("OKP", Some("Ed25519")) => {
-            let algorithm = only(Algorithm::EdDsa, "alg of an Ed25519 key has to be EdDSA")?;
-            let x = decoded(jwk.x.as_deref(), "x")?;
+            let algorithm = is_for(Algorithm::EdDsa)?;
+            let x = public(&jwk.x, "x")?;
             if x.len() != 32 {
-                return Err("x of an Ed25519 key has 32 bytes");
+                return Err(Wrong("x of an Ed25519 key has 32 bytes"));
             }
-            key_of(algorithm, DecodingKey::from_ed_der(&x))
+            key_of(algorithm, &x, DecodingKey::from_ed_der(&x))
         }
-        _ => return Err("kty has to be oct, RSA, EC with crv P-256, or OKP with crv Ed25519"),
+        _ => return Err(Foreign("kty is not oct, RSA, EC with crv P-256, or OKP with crv Ed25519")),
     };
+    if jwk.d.is_some() {
+        return Err(Wrong("a private key; the server needs the public one alone"));
+    }
     key.id = jwk.kid.as_deref().map(Into::into);
     key.issuer = jwk.iss.as_deref().map(Into::into);
     key.audience = jwk.aud.as_deref().map(Into::into);
     Ok(key)
+}
+
+/// Some write a number with zeros before it; the library that computes with it takes none.
+fn without_zeros(number: &[u8]) -> &[u8] {
+    &number[number.iter().take_while(|byte| **byte == 0).count()..]
 }
 
 fn from_secret(secret: &[u8], algorithm: Algorithm) -> Result<Key, &'static str> {
@@ -377,7 +434,7 @@ fn from_secret(secret: &[u8], algorithm: Algorithm) -> Result<Key, &'static str>
     if secret.len() < least {
         return Err("a secret shorter than its hash: 32 bytes for HS256, 48 for HS384, 64 for HS512");
     }
-    Ok(key_of(algorithm, DecodingKey::from_secret(secret)))
+    Ok(key_of(algorithm, secret, DecodingKey::from_secret(secret)))
 }
 
 /// What `SubjectPublicKeyInfo` (RFC 5480, RFC 8410) begins with before the point of a P-256 or Ed25519 key.
@@ -396,23 +453,25 @@ fn from_pem(block: &pem::Pem) -> Result<Key, &'static str> {
     }
     match (der.strip_prefix(P256_PREFIX), der.strip_prefix(ED25519_PREFIX)) {
         (Some(point), _) if point.len() == 65 && point[0] == 4 => {
-            return Ok(key_of(Algorithm::Es256, DecodingKey::from_ec_der(point)));
+            return Ok(key_of(Algorithm::Es256, point, DecodingKey::from_ec_der(point)));
         }
         (_, Some(point)) if point.len() == 32 => {
-            return Ok(key_of(Algorithm::EdDsa, DecodingKey::from_ed_der(point)));
+            return Ok(key_of(Algorithm::EdDsa, point, DecodingKey::from_ed_der(point)));
         }
         _ => {}
     }
-    if der.len() < MODULUS_BYTES_MIN {
+    if der.len() < RSA_DER_BYTES_MIN {
         return Err("neither P-256, Ed25519 nor RSA of 2048 bits or more");
     }
     DecodingKey::from_rsa_pem(pem::encode(block).as_bytes())
-        .map(|key| key_of(Algorithm::Rs256, key))
+        .map(|key| key_of(Algorithm::Rs256, der, key))
         .map_err(|_| "neither P-256, Ed25519 nor RSA")
 }
 
-const fn key_of(algorithm: Algorithm, key: DecodingKey) -> Key {
-    Key { id: None, algorithm, issuer: None, audience: None, key }
+fn key_of(algorithm: Algorithm, material: &[u8], key: DecodingKey) -> Key {
+    let hash = digest(&SHA256, &[algorithm.label().as_bytes(), material].concat());
+    let hash = hash.as_ref().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    Key { id: None, any_name: false, algorithm, hash: KeyId(hash), issuer: None, audience: None, key }
 }
 
 fn decoded(member: Option<&str>, name: &'static str) -> Result<Vec<u8>, &'static str> {

@@ -35,7 +35,7 @@ pub enum TokenError {
     /// `crit` or `b64` in its header.
     #[error("its header demands what is not understood here (crit or b64)")]
     Critical,
-    /// No key of that `kid`, or none without a name for a token without one.
+    /// No key of that `kid`, and none without a name for its `alg`.
     #[error("no key has its kid")]
     UnknownKey,
     /// `alg` is not the key's.
@@ -127,11 +127,7 @@ pub fn verify(token: &str, keys: &Keyring, rules: &Rules, now_s: u64) -> Result<
         return Err(TokenError::Critical);
     }
     let algorithm: Option<Algorithm> = header.alg.parse().ok();
-    let key = match &header.kid {
-        Some(id) => keys.named(id),
-        None => algorithm.and_then(|algorithm| keys.unnamed(algorithm)),
-    };
-    let key = key.ok_or(TokenError::UnknownKey)?;
+    let key = keys.find(header.kid.as_deref(), algorithm).ok_or(TokenError::UnknownKey)?;
     if algorithm != Some(key.algorithm()) {
         return Err(TokenError::Algorithm);
     }
@@ -145,7 +141,8 @@ pub fn verify(token: &str, keys: &Keyring, rules: &Rules, now_s: u64) -> Result<
         subject: channel_token(&sub),
         token_id: jti.map(Into::into),
         issued_s: iat,
-        expires_s: exp,
+        expires_s: Some(exp),
+        key: Some(key.hash()),
         grants: Grants::try_from(&tidewire).map_err(TokenError::Grants)?,
     })
 }

@@ -163,7 +163,12 @@ impl Layers {
                 Flag::Set(text) => match text.split_once('=') {
                     Some((key, value)) => (format!("--set {}", shown(key)), key, value),
                     None => {
-                        let subject = format!("--set {}", shown(text));
+                        // What stands behind the key may be a secret.
+                        let key = |char: char| char.is_ascii_alphanumeric() || matches!(char, '_' | '.');
+                        let subject = format!(
+                            "--set {}",
+                            shown(&text[..text.find(|char| !key(char)).unwrap_or(text.len())])
+                        );
                         let reason = "write --set KEY=VALUE".to_owned();
                         self.report(Place::Flags, subject, None, reason);
                         continue;
@@ -318,7 +323,10 @@ impl Document<'_> {
                     let line = self.line(key.span().start);
                     if !broken.contains(&line) {
                         let reason = format!("a section; write [{section}] and its keys below");
-                        self.report(line, (*section).to_owned(), Some(self.shown(value)), reason);
+                        // What is there instead may be the secret that was meant to be in it.
+                        let secret = KEYS.iter().any(|key| key.is_secret() && key.section() == Some(section));
+                        let value = (!secret).then(|| self.shown(value));
+                        self.report(line, (*section).to_owned(), value, reason);
                     }
                 }
                 (None, _) => self.setting(None, key, value, &broken),
@@ -637,8 +645,11 @@ mod tests {
     fn secrets_are_not_shown_and_not_taken_from_open_files() {
         use std::os::unix::fs::PermissionsExt as _;
         let short = "shorter than it has to be";
-        let problems = messages(&format!("auth.secret = '{short}'"), &[("TIDEWIRE_ADMIN_TOKEN", short)], &[]);
-        assert_eq!(problems.len(), 2);
+        let slips = format!("auth.secret = '{short}'\nadmin = '{short}'");
+        let flags: Vec<_> = ["auth.secret:", "admin.token "].map(|slip| format!("{slip}{short}")).into();
+        let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+        let problems = messages(&slips, &[("TIDEWIRE_ADMIN_TOKEN", short)], &flags);
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(!problems.join("").contains(short), "{problems:?}");
         assert_eq!(messages("", &[(TOKEN_VARIABLE, short)], &[]), [""; 0], "it is for the client commands");
 
@@ -740,7 +751,7 @@ mod tests {
                     "log_filter" => "warn,tidewire::hub=debug",
                     "trusted_proxies" => "10.0.0.0/8,2001:db8::1",
                     "origins" => "https://a.example,http://b.example:81",
-                    "issuer" | "audience" | "cookie" => "some-text",
+                    "issuer" | "audience" | "cookie" | "certificate_rights" => "some-text",
                     name if name.ends_with("_file") => "/etc/a b.pem",
                     _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
                     name => panic!("{name} needs another value for this test"),

@@ -1,8 +1,9 @@
 //! Which web pages may use the server: the browser's answer to "who is asking?" (RFC 6454), checked before a handshake is
 //! taken. Without it any page that a viewer visits could read what the viewer may read. A page whose host name was made to
-//! point to the server (DNS rebinding) looks like one of its own: only a list keeps it out. Pure.
+//! point to the server (DNS rebinding) looks like one of its own: where an address alone lets somebody in, [`is_local`] tells. Pure.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use super::setting::{Any, Given, Setting, string, text};
@@ -44,11 +45,29 @@ impl Origins {
         }
     }
 
+    /// Whether this `Host` is one of an origin that is listed.
+    #[must_use]
+    pub fn list_host(&self, host: &str) -> bool {
+        match self {
+            Self::Same | Self::Any => false,
+            Self::Listed(origins) => origins.iter().any(|origin| origin.is_of(host)),
+        }
+    }
+
     /// Whether a page from elsewhere may read answers to plain requests (CORS): what is listed may, and all if all are allowed.
     #[must_use]
     pub fn share_with(&self, origin: &str) -> bool {
         !matches!(self, Self::Same) && self.allow(origin, "")
     }
+}
+
+/// Whether only this machine itself can be meant by a `Host` header: `localhost` or an address. Any other name may have been
+/// made to point here (DNS rebinding), and a page that came from it looks like one of the server's own.
+#[must_use]
+pub fn is_local(host: &str) -> bool {
+    let Some((name, _)) = split_port(host) else { return false };
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    name.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 impl Origin {
@@ -209,6 +228,29 @@ mod tests {
             assert_eq!(origins.share_with(origin), allowed, "{origin}");
         }
         assert!(Origins::Any.allow("null", "x") && Origins::Any.share_with("http://x"));
+    }
+
+    #[test]
+    fn only_this_machines_own_names_are_local() {
+        for host in
+            ["localhost", "LocalHost:9400", "127.0.0.1", "127.0.0.1:9400", "[::1]:9400", "192.0.2.1:80"]
+        {
+            assert!(is_local(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:9400",
+            "a b",
+            "[::1",
+            "localhost:x",
+        ] {
+            assert!(!is_local(host), "{host}");
+        }
+        let origins: Origins = "https://a.example,http://b.example:81".parse().unwrap();
+        assert!(origins.list_host("a.example") && origins.list_host("B.example:81"));
+        assert!(!origins.list_host("b.example") && !Origins::Any.list_host("a.example"));
     }
 
     #[test]

@@ -5,18 +5,20 @@ use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 
-use super::handshake::check_origin;
+use super::handshake::{REBOUND, check_origin, names_this_server};
 use super::reply::{Reply, json, method_not_allowed, refusal, unauthorized};
 use super::{not_found, only};
 use crate::auth::grants::{Grants, Right};
 use crate::auth::offered;
 use crate::auth::revocations::{RevokeError, Revoked};
+use crate::config::{Config, ServerLimits};
 use crate::hub::router::ToWorker;
 use crate::peer::{Listener, Peer};
 use crate::worker::Worker;
+use crate::worker::gate::Denied;
 
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 4 << 10;
@@ -49,24 +51,36 @@ pub(super) fn access(worker: &Worker, peer: &Peer, headers: &HeaderMap) -> Resul
     if config.admin.listen.is_some() && peer.listener == Listener::Public {
         return Err(Box::new(not_found("this page is on the admin listener (admin.listen)")));
     }
-    let own = config.admin.listen.filter(|_| peer.listener == Listener::Admin);
+    let listen = match peer.listener {
+        Listener::Public => config.listen,
+        Listener::Admin => config.admin.listen.unwrap_or(config.listen),
+    };
     // Whoever reaches a loopback address is on this machine, unless a proxy for others stands there.
-    let private = own.is_some_and(|listen| listen.ip().is_loopback());
-    if config.admin.token.is_empty() && (config.is_open() || private) {
-        return Ok(Access::All);
+    let private = listen.ip().is_loopback();
+    let own_door = peer.listener == Listener::Admin;
+    if config.admin.token.is_empty() && (config.is_open() || (own_door && private)) {
+        return if private { check_page(config, headers).map(|()| Access::All) } else { Ok(Access::All) };
     }
     let missing = || Box::new(unauthorized(false, "an admin token is needed: Authorization: Bearer TOKEN"));
     let wrong = || Box::new(unauthorized(true, "the token is not taken"));
-    let token = offered::authorization(headers).map_err(|_| wrong())?.ok_or_else(missing)?;
-    if worker.shared.gate.is_admin_token(token) {
-        return Ok(Access::All);
-    }
-    if config.is_open() {
-        return Err(wrong());
-    }
-    let identity = worker.shared.gate.admit(token, worker.now()).map_err(|denied| {
+    let gate = &worker.shared.gate;
+    let admitted = match offered::authorization(headers).map_err(|_| wrong())? {
+        Some(token) if gate.is_admin_token(token) => return Ok(Access::All),
+        Some(token) if config.has_keys() => gate.admit(token, worker.now()),
+        Some(_) => return Err(wrong()),
+        None => match &peer.certificate {
+            Some(name) => gate.admit_certificate(name),
+            None => return Err(missing()),
+        },
+    };
+    let identity = admitted.map_err(|denied| {
         tracing::debug!(reason = %denied, remote = %peer.address, "a token was refused on an admin page");
-        wrong()
+        match denied {
+            Denied::Token(_) => wrong(),
+            Denied::Revoked => {
+                Box::new(refusal(StatusCode::FORBIDDEN, "forbidden", "the token has been revoked"))
+            }
+        }
     })?;
     let grants = identity.grants;
     if grants.allow_all(Right::Admin) {
@@ -79,11 +93,29 @@ pub(super) fn access(worker: &Worker, peer: &Peer, headers: &HeaderMap) -> Resul
     Err(Box::new(refusal(StatusCode::FORBIDDEN, "forbidden", message)))
 }
 
+/// Where the address alone lets somebody in, a page that a browser has from elsewhere must not come with it.
+fn check_page(config: &Config, headers: &HeaderMap) -> Result<(), Box<Reply>> {
+    let no = |message| Box::new(refusal(StatusCode::FORBIDDEN, "origin", message));
+    let Some(host) = only(headers, &header::HOST) else {
+        let message = "exactly one Host header is needed";
+        return Err(Box::new(refusal(StatusCode::BAD_REQUEST, "bad_request", message)));
+    };
+    if !names_this_server(config, host) {
+        return Err(no(REBOUND));
+    }
+    match page_of(headers, &config.server, host) {
+        Some(message) => Err(no(message)),
+        None => Ok(()),
+    }
+}
+
+/// What speaks against the page that asks, if one does: a program needs no `Origin` here.
+fn page_of(headers: &HeaderMap, limits: &ServerLimits, host: &HeaderValue) -> Option<&'static str> {
+    headers.contains_key(header::ORIGIN).then(|| check_origin(limits, headers, host)).flatten()
+}
+
 /// Shuts out a subject or a token: `POST` with `{"sub": "..."}` or `{"jti": "..."}`.
 pub(super) async fn revoke(worker: &Rc<Worker>, peer: &Peer, request: Request<Incoming>) -> Reply {
-    if request.method() != Method::POST {
-        return method_not_allowed("POST");
-    }
     let (parts, body) = request.into_parts();
     match access(worker, peer, &parts.headers) {
         Ok(Access::All) => {}
@@ -93,13 +125,21 @@ pub(super) async fn revoke(worker: &Rc<Worker>, peer: &Peer, request: Request<In
         }
         Err(refused) => return *refused,
     }
+    if parts.method != Method::POST {
+        return method_not_allowed("POST");
+    }
     // A page of another origin can send a plain form here without being asked who it is.
-    if only(&parts.headers, &header::CONTENT_TYPE).is_none_or(|given| given != "application/json") {
+    let given = only(&parts.headers, &header::CONTENT_TYPE).and_then(|given| given.to_str().ok());
+    let media = given.map(|given| given.split(';').next().unwrap_or_default().trim_ascii());
+    if media.is_none_or(|media| !media.eq_ignore_ascii_case("application/json")) {
         let message = "Content-Type has to be application/json";
         return refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_request", message);
     }
-    let host = only(&parts.headers, &header::HOST);
-    if let Some(message) = host.and_then(|host| check_origin(&worker.config().server, &parts.headers, host)) {
+    let Some(host) = only(&parts.headers, &header::HOST) else {
+        let message = "exactly one Host header is needed";
+        return refusal(StatusCode::BAD_REQUEST, "bad_request", message);
+    };
+    if let Some(message) = page_of(&parts.headers, &worker.config().server, host) {
         return refusal(StatusCode::FORBIDDEN, "origin", message);
     }
     if worker.config().is_open() {
@@ -117,25 +157,25 @@ pub(super) async fn revoke(worker: &Rc<Worker>, peer: &Peer, request: Request<In
         return refusal(StatusCode::BAD_REQUEST, "bad_request", message);
     };
     match worker.shared.gate.revoke(&revoked, worker.now()) {
-        Ok(at_s) => {
+        Ok(issued_s) => {
             let revoked = Arc::new(revoked);
             let router = &worker.shared.router;
             for worker in 0..router.workers() {
-                router.send(worker, ToWorker::Revoke(Arc::clone(&revoked), at_s));
+                router.send(worker, ToWorker::Revoke(Arc::clone(&revoked), issued_s));
             }
-            let what = match &*revoked {
-                Revoked::Subject(_) => "sub",
-                Revoked::Token(_) => "jti",
-            };
-            tracing::info!(what, remote = %peer.address, "revoked");
-            json(StatusCode::OK, serde_json::json!({ "revoked": &*revoked, "at_s": at_s }).to_string())
+            // The id is printed with what it holds escaped.
+            tracing::info!(?revoked, remote = %peer.address, "shut out");
+            json(
+                StatusCode::OK,
+                serde_json::json!({ "revoked": &*revoked, "issued_until_s": issued_s }).to_string(),
+            )
         }
         Err(error) => {
-            let status = match error {
-                RevokeError::Id => StatusCode::BAD_REQUEST,
-                RevokeError::Full => StatusCode::INSUFFICIENT_STORAGE,
+            let (status, code) = match error {
+                RevokeError::Id => (StatusCode::BAD_REQUEST, "bad_request"),
+                RevokeError::Full => (StatusCode::INSUFFICIENT_STORAGE, "limit_exceeded"),
             };
-            refusal(status, "limit_exceeded", &error.to_string())
+            refusal(status, code, &error.to_string())
         }
     }
 }

@@ -14,7 +14,7 @@ use super::reply::{
 use super::{Outcome, only};
 use crate::auth::offered;
 use crate::close::CloseReason;
-use crate::config::ServerLimits;
+use crate::config::{self, Config, ServerLimits};
 use crate::connection::Wanted;
 use crate::hub::access::Standing;
 use crate::metrics::HandshakeRefusal;
@@ -72,20 +72,18 @@ fn check_upgrade(
     if !only(headers, &header::SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes())) {
         return Err(bad("exactly one Sec-WebSocket-Key of 16 bytes in base64 is needed"));
     }
-    if let Some(message) = check_origin(&worker.config().server, headers, host) {
+    let config = worker.config();
+    // Where nobody says who they are, a page of another host could pass for one of this machine.
+    let trusts_address = config.is_open() && config.listen.ip().is_loopback();
+    let rebound = trusts_address && headers.contains_key(header::ORIGIN) && !names_this_server(config, host);
+    let message = rebound.then_some(REBOUND).or_else(|| check_origin(&config.server, headers, host));
+    if let Some(message) = message {
         return Err(Box::new((R::Origin, refusal(StatusCode::FORBIDDEN, "origin", message))));
     }
     if !worker.shared.ready.load(Ordering::Relaxed) {
         return Err(Box::new((R::Drain, unavailable("the server is shutting down", CloseReason::Drain))));
     }
-    let wanted = if request.uri().path() == "/echo" {
-        Wanted::Echo
-    } else if worker.config().is_open() {
-        let user = user(request.uri().query(), worker).map_err(|message| bad(&message))?;
-        Wanted::Protocol { codec: codec(headers), standing: Standing::Open { user } }
-    } else {
-        Wanted::Protocol { codec: codec(headers), standing: check_token(worker, peer, request)? }
-    };
+    // Before a token is checked, which costs more than everything else here.
     let slot = worker.shared.take_slot(peer.address.ip()).map_err(|none| {
         Box::new(match none {
             NoSlot::Server => {
@@ -99,6 +97,14 @@ fn check_upgrade(
             }
         })
     })?;
+    let wanted = if request.uri().path() == "/echo" {
+        Wanted::Echo
+    } else if worker.config().is_open() {
+        let user = user(request.uri().query(), worker).map_err(|message| bad(&message))?;
+        Wanted::Protocol { codec: codec(headers), standing: Standing::Open { user } }
+    } else {
+        Wanted::Protocol { codec: codec(headers), standing: check_token(worker, peer, request)? }
+    };
     Ok((wanted, slot))
 }
 
@@ -110,18 +116,24 @@ fn check_token(worker: &Worker, peer: &Peer, request: &Request<Incoming>) -> Res
     let Ok(found) = offered::find(headers, query, settings) else {
         return Err(no(true, NOT_TAKEN));
     };
-    let Some(offered) = found else {
-        if settings.first_message {
-            return Ok(Standing::Waiting);
+    let admitted = match (found, &peer.certificate) {
+        (Some(offered), _) if offered.by_cookie && !headers.contains_key(header::ORIGIN) => {
+            let message = "an Origin header is needed with a token in a cookie";
+            let reply = refusal(StatusCode::FORBIDDEN, "origin", message);
+            return Err(Box::new((HandshakeRefusal::Origin, reply)));
         }
-        return Err(no(false, "a token is needed, such as Authorization: Bearer TOKEN"));
+        (Some(offered), _) => worker.shared.gate.admit(offered.token, worker.now()),
+        (None, Some(name)) => worker.shared.gate.admit_certificate(name),
+        (None, None) if worker.config().has_keys() && settings.first_message => {
+            let full = || {
+                let message = "the server has all the connections without a token that it takes";
+                Box::new((HandshakeRefusal::Capacity, unavailable(message, CloseReason::Capacity)))
+            };
+            return worker.shared.gate.wait().map(Standing::Waiting).ok_or_else(full);
+        }
+        (None, None) => return Err(no(false, "a token is needed, such as Authorization: Bearer TOKEN")),
     };
-    if offered.by_cookie && !headers.contains_key(header::ORIGIN) {
-        let message = "an Origin header is needed with a token in a cookie";
-        let reply = refusal(StatusCode::FORBIDDEN, "origin", message);
-        return Err(Box::new((HandshakeRefusal::Origin, reply)));
-    }
-    match worker.shared.gate.admit(offered.token, worker.now()) {
+    match admitted {
         Ok(identity) => Ok(Standing::Known(Rc::new(identity))),
         Err(denied) => {
             tracing::debug!(reason = %denied, remote = %peer.address, "a token was refused in a handshake");
@@ -138,6 +150,15 @@ fn check_token(worker: &Worker, peer: &Peer, request: &Request<Incoming>) -> Res
 
 /// What a wrong token gets, whatever is wrong with it.
 const NOT_TAKEN: &str = "the token is not taken; ask its issuer for another";
+
+/// What a page gets that came from a name which may have been made to point here.
+pub(super) const REBOUND: &str = "on a loopback address the host has to be localhost, an address, or of an origin that server.origins lists";
+
+/// Whether this `Host` can only mean this server.
+pub(super) fn names_this_server(config: &Config, host: &HeaderValue) -> bool {
+    let host = host.to_str().unwrap_or_default();
+    config::is_local(host) || config.server.origins.list_host(host)
+}
 
 /// What speaks against the page that asks, if a page does.
 pub(super) fn check_origin(

@@ -53,7 +53,10 @@ pub(super) fn unauthorized(given: bool, message: &str) -> Reply {
     } else {
         "Bearer realm=\"tidewire\""
     };
-    reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    let headers = reply.headers_mut();
+    headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    // To check a token costs more than to ask for it: the next attempt costs a socket, and those are limited.
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

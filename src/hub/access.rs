@@ -2,13 +2,15 @@
 //! `advertise` goes through. Never checks a signature; nothing here runs for a sample.
 
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::membership::Member;
 use super::{Hub, Refused};
-use crate::auth::Identity;
 use crate::auth::grants::Right;
 use crate::auth::revocations::Revoked;
+use crate::auth::{Identity, KeyId};
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::Config;
@@ -18,7 +20,7 @@ use crate::wire::ChannelId;
 use crate::wire::control::{ErrorCode, Event, Policy};
 
 /// How far the server knows who a connection is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum Standing {
     /// There are no keys: everybody may do everything.
     Open {
@@ -26,9 +28,29 @@ pub enum Standing {
         user: Option<Box<str>>,
     },
     /// It still has to say who it is.
-    Waiting,
-    /// It has shown a token.
+    Waiting(Waiting),
+    /// It has shown a token, or a certificate.
     Known(Rc<Identity>),
+}
+
+/// A place among the connections that still have to say who they are; given back when it is dropped.
+#[derive(Debug)]
+pub struct Waiting(Arc<AtomicUsize>);
+
+impl Waiting {
+    /// A place, unless `most` are taken.
+    #[must_use]
+    pub fn begin(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let more = |now: usize| (now < most).then_some(now + 1);
+        taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(Self(Arc::clone(taken)))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Standing {
@@ -37,7 +59,7 @@ impl Standing {
     pub fn user(&self) -> Option<&str> {
         match self {
             Self::Open { user } => user.as_deref(),
-            Self::Waiting => None,
+            Self::Waiting(_) => None,
             Self::Known(identity) => Some(&identity.subject),
         }
     }
@@ -52,7 +74,7 @@ impl Standing {
                     if denied { Err(not_given("subscribe", name)) } else { Ok(()) }
                 }
                 Self::Open { user } if user.as_deref() == Some(inbox) => Ok(()),
-                Self::Known(_) | Self::Waiting => {
+                Self::Known(_) | Self::Waiting(_) => {
                     Err(forbidden(format!("channel {name:?} is another user's inbox")))
                 }
                 Self::Open { .. } => Err(forbidden(format!(
@@ -63,7 +85,7 @@ impl Standing {
         match self {
             Self::Open { .. } => Ok(()),
             Self::Known(identity) if identity.grants.allow_pattern(Right::Subscribe, pattern) => Ok(()),
-            Self::Known(_) | Self::Waiting => Err(not_given("subscribe", name)),
+            Self::Known(_) | Self::Waiting(_) => Err(not_given("subscribe", name)),
         }
     }
 
@@ -76,7 +98,7 @@ impl Standing {
         match self {
             Self::Open { .. } => Ok(()),
             Self::Known(identity) if identity.grants.allow_name(Right::Publish, name) => Ok(()),
-            Self::Known(_) | Self::Waiting => Err(not_given("publish", name)),
+            Self::Known(_) | Self::Waiting(_) => Err(not_given("publish", name)),
         }
     }
 }
@@ -96,17 +118,17 @@ fn due(member: &Member, config: &Config, now: Now) -> Option<Due> {
     let auth = &config.auth;
     match &member.standing {
         Standing::Open { .. } => None,
-        Standing::Waiting => {
+        Standing::Waiting(_) => {
             let waited = now.at.saturating_duration_since(member.since.at);
             (waited >= auth.first_message_timeout).then_some(Due::Silent)
         }
         // By the wall clock, which the token speaks of.
         Standing::Known(identity) => {
-            let left =
-                Duration::from_secs(identity.expires_s).saturating_sub(Duration::from_nanos(now.wall_ns));
-            let over =
-                Duration::from_nanos(now.wall_ns).saturating_sub(Duration::from_secs(identity.expires_s));
-            if left.is_zero() && over >= auth.leeway {
+            let expires_s = identity.expires_s?;
+            let left = Duration::from_secs(expires_s).saturating_sub(Duration::from_nanos(now.wall_ns));
+            let over = Duration::from_nanos(now.wall_ns).saturating_sub(Duration::from_secs(expires_s));
+            // A part of a second of leeway counts as one, as where tokens are checked.
+            if left.is_zero() && over >= whole_seconds(auth.leeway) {
                 return Some(Due::Expired);
             }
             (!member.told_expiring && left <= auth.expiry_warning).then_some(Due::Expiring)
@@ -128,33 +150,38 @@ impl Hub {
         now: Now,
     ) -> Result<(), Refused> {
         let this = &mut self.members[member];
-        let first = match &this.standing {
+        let before = match &this.standing {
             Standing::Known(known) if known.subject != identity.subject => {
                 let message = "the token is another subject's; open another connection for it";
                 return Err(forbidden(message.into()));
             }
-            Standing::Known(_) => false,
-            Standing::Open { .. } | Standing::Waiting => true,
+            Standing::Known(known) => Some(Rc::clone(known)),
+            Standing::Open { .. } | Standing::Waiting(_) => None,
         };
         let identity = Rc::new(identity);
         this.standing = Standing::Known(Rc::clone(&identity));
         this.told_expiring = false;
         let (user, expires_s) = (&*identity.subject, identity.expires_s);
         this.handle.push_event(&Event::Authenticated { id, user, expires_s });
-        if first {
-            self.open_inbox(member, now);
-        } else {
-            self.enforce(member, now);
+        // The same again is not looked through.
+        if before.is_some_and(|before| before.grants == identity.grants) {
+            return Ok(());
         }
+        self.enforce(member, &identity, now);
+        self.open_inbox(member, now);
         Ok(())
     }
 
-    /// Subscribes a user to the inbox that is the user's alone.
+    /// Subscribes a user to the inbox that is the user's alone, unless the token denies it.
     pub(super) fn open_inbox(&mut self, member: usize, now: Now) {
-        let inbox = self.members[member].standing.user().map(|user| format!("$user.{user}"));
-        if let Some(Ok(inbox)) = inbox.map(|name| Pattern::parse(&name, name.len())) {
-            // It is the first subscription, so within every limit but the server's; and a token may deny it.
-            let _ = self.subscribe(member, None, &inbox, inbox_delivery(&self.config), now);
+        let this = &self.members[member];
+        let inbox = this.standing.user().map(|user| format!("$user.{user}"));
+        let Some(Ok(inbox)) = inbox.map(|name| Pattern::parse(&name, name.len())) else { return };
+        if this.standing.check_readable(&inbox).is_err() || this.number_of(&inbox).is_some() {
+            return;
+        }
+        if let Err(refused) = self.subscribe(member, None, &inbox, inbox_delivery(&self.config), now) {
+            self.members[member].refuse(None, &refused);
         }
     }
 
@@ -169,9 +196,9 @@ impl Hub {
     }
 
     /// Ends what a connection has and may not have any more.
-    fn enforce(&mut self, member: usize, now: Now) {
+    fn enforce(&mut self, member: usize, identity: &Rc<Identity>, now: Now) {
+        let standing = Standing::Known(Rc::clone(identity));
         let this = &self.members[member];
-        let standing = this.standing.clone();
         let lost: Vec<(usize, Refused)> = this
             .subscriptions
             .iter()
@@ -197,14 +224,29 @@ impl Hub {
         }
     }
 
-    /// Ends the connections that a revocation at `at_s` is about.
-    pub(super) fn revoke(&self, revoked: &Revoked, at_s: u64) {
+    /// Ends the connections that a revocation of tokens that were issued until `issued_s` is about.
+    pub(super) fn revoke(&self, revoked: &Revoked, issued_s: u64) {
+        let refused = forbidden("the token has been revoked".into());
+        let is_about = |identity: &Identity| revoked.is_about(identity, issued_s);
+        self.shut_out(&refused, CloseReason::Forbidden, is_about);
+    }
+
+    /// Ends the connections that have shown a token of a key that is gone.
+    pub(super) fn keep_keys(&self, keys: &[KeyId]) {
+        let gone = |identity: &Identity| identity.key.is_some_and(|key| !keys.contains(&key));
+        let message = "the key of the token has been taken away; connect again with another token".to_owned();
+        let refused = Refused { code: ErrorCode::Unauthorized, message };
+        self.shut_out(&refused, CloseReason::Unauthenticated, gone);
+    }
+
+    fn shut_out(&self, refused: &Refused, reason: CloseReason, whom: impl Fn(&Identity) -> bool) {
         for (_, member) in &self.members {
             if let Standing::Known(identity) = &member.standing
-                && revoked.is_about(identity, at_s)
+                && member.handle.ending().is_none()
+                && whom(identity)
             {
-                member.refuse(None, &forbidden("the token has been revoked".into()));
-                member.handle.end(CloseReason::Forbidden);
+                member.refuse(None, refused);
+                member.handle.end(reason);
             }
         }
     }
@@ -228,8 +270,9 @@ impl Hub {
                 }
                 Some(Due::Expiring) => {
                     member.told_expiring = true;
-                    if let Standing::Known(identity) = &member.standing {
-                        let expires_s = identity.expires_s;
+                    if let Standing::Known(identity) = &member.standing
+                        && let Some(expires_s) = identity.expires_s
+                    {
                         member.handle.push_event(&Event::TokenExpiring { expires_s });
                     }
                 }
@@ -254,6 +297,11 @@ fn is_inbox(name: &str) -> bool {
 
 fn not_given(right: &str, name: &str) -> Refused {
     forbidden(format!("channel {name:?}: the token gives no right to {right}; ask for one that does"))
+}
+
+/// Tokens count in whole seconds: a part of one counts as one.
+const fn whole_seconds(duration: Duration) -> Duration {
+    Duration::from_secs(duration.as_secs() + (duration.subsec_nanos() > 0) as u64)
 }
 
 const fn forbidden(message: String) -> Refused {

@@ -749,7 +749,7 @@ impl Subscription {
 }
 
 impl Member {
-    fn number_of(&self, pattern: &Pattern) -> Option<usize> {
+    pub(super) fn number_of(&self, pattern: &Pattern) -> Option<usize> {
         self.subscriptions.iter().find(|(_, s)| s.pattern == *pattern).map(|(number, _)| number)
     }
 

@@ -16,6 +16,7 @@ use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
 use crate::admission::door::Place as AddressPlace;
+use crate::auth::KeyId;
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
@@ -127,8 +128,10 @@ pub enum ToWorker {
     },
     /// List connections and channels.
     List(oneshot::Sender<Listing>),
-    /// Somebody is shut out, since this second of Unix time.
+    /// Somebody is shut out: with tokens that were issued until this second of Unix time.
     Revoke(Arc<Revoked>, u64),
+    /// These are the keys for tokens now.
+    Keys(Arc<[KeyId]>),
     /// The server is shutting down: flush and end every connection.
     Drain,
     /// In a drain: a worker has sealed everything, and its frames are in this inbox, before this.

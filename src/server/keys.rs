@@ -4,10 +4,13 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::auth::KeyId;
 use crate::auth::keyring::{Defaults, Keyring};
 use crate::config::Config;
+use crate::hub::router::ToWorker;
 use crate::worker::Shared;
 
 /// How often the file is looked at. A look, not a watch of the kernel's: mounted secrets change by a link two folders up.
@@ -16,8 +19,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// What changes when a file does.
-pub(super) type Version = (SystemTime, u64, u64);
+/// What changes when a file does, or who may read it: when it was written, when anything about it was, its length, its number.
+pub(super) type Version = (SystemTime, i64, i64, u64, u64);
 
 /// All keys of a configuration.
 ///
@@ -36,6 +39,13 @@ pub(super) fn load(config: &Config) -> io::Result<Keyring> {
             };
             let (text, mode) = read(path).map_err(|error| explain(format!("it cannot be read: {error}")))?;
             let keys = Keyring::parse(&text, defaults).map_err(|error| explain(error.to_string()))?;
+            if mode & 0o022 != 0 {
+                let reason = format!(
+                    "others could put keys of theirs in it (mode {:03o}); chmod go-w the file",
+                    mode & 0o777
+                );
+                return Err(explain(reason));
+            }
             if keys.has_secret() && mode & 0o077 != 0 {
                 let reason = format!(
                     "others can read the secret in it (mode {:03o}); chmod 600 the file",
@@ -67,31 +77,54 @@ fn read(path: &Path) -> io::Result<(String, u32)> {
 /// Which version of the file is there.
 pub(super) fn version(config: &Config) -> Option<Version> {
     let metadata = fs::metadata(config.auth.keys_file.get()?).ok()?;
-    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+    let (changed, part) = (metadata.ctime(), metadata.ctime_nsec());
+    Some((metadata.modified().ok()?, changed, part, metadata.len(), metadata.ino()))
 }
 
-/// Takes the keys anew whenever their file has changed since `seen`. What is wrong with a new file is logged, and the old keys
-/// stay. Ends at once where there is no file.
-pub(super) async fn watch(shared: &Shared, mut seen: Option<Version>) {
+/// Takes the keys anew whenever their file has changed since `used`, and has the connections end that came with a key that is
+/// gone. What is wrong with a new file is logged once, and the old keys stay until it is right. Ends at once where there is no
+/// file.
+pub(super) async fn watch(shared: &Arc<Shared>, mut used: Option<Version>) {
     if !shared.config.auth.keys_file.is_set() {
         return;
     }
+    let mut complained = None;
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     loop {
         look.tick().await;
-        // A file takes less time to read than to hand to another thread, and no connection waits for this one.
-        let current = version(&shared.config);
-        if current == seen {
-            continue;
-        }
-        seen = current;
-        match load(&shared.config) {
+        let config = Arc::clone(&shared.config);
+        // A file may be far away, and the acceptor waits for this task.
+        let read = tokio::task::spawn_blocking(move || {
+            let current = version(&config);
+            (current != used).then(|| (current, load(&config)))
+        });
+        let Ok(Some((current, loaded))) = read.await else { continue };
+        match loaded {
             Ok(keys) => {
+                used = current;
+                complained = None;
                 tracing::info!(keys = keys.len(), "the keys for tokens were read again");
+                pass_over(&keys);
+                let hashes: Arc<[KeyId]> = keys.hashes().collect();
                 shared.gate.replace_keys(keys);
+                for worker in 0..shared.router.workers() {
+                    shared.router.send(worker, ToWorker::Keys(Arc::clone(&hashes)));
+                }
             }
-            Err(error) => tracing::warn!(%error, "the keys for tokens stay as they were"),
+            // It is tried again each time: the disk, or who may read the file, may come right without a new version.
+            Err(_) if complained == Some(current) => {}
+            Err(error) => {
+                complained = Some(current);
+                tracing::warn!(%error, "the keys for tokens stay as they were");
+            }
         }
+    }
+}
+
+/// Says which keys of the file are of no use here.
+pub(super) fn pass_over(keys: &Keyring) {
+    for (key, reason) in keys.passed_over() {
+        tracing::warn!(key, reason, "a key of auth.keys_file is passed over");
     }
 }
 
@@ -119,6 +152,7 @@ mod tests {
             (secret.as_str(), 0o600, None),
             (&secret, 0o640, Some("others can read the secret in it (mode 640); chmod 600 the file")),
             (public, 0o644, None),
+            (public, 0o664, Some("others could put keys of theirs in it (mode 664); chmod go-w the file")),
             ("garbage", 0o600, Some("neither a JWK set")),
         ] {
             fs::write(&path, text).expect("written");

@@ -1,6 +1,6 @@
 //! A socket from its accept to its end: its first byte, HTTP, and a WebSocket if it is upgraded. Never looks into a message.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::TcpStream as StdStream;
 use std::pin::pin;
@@ -23,29 +23,36 @@ use crate::admission::door::Place;
 use crate::connection::{self, Upgraded};
 use crate::http::{self, Outcome};
 use crate::metrics::SocketRefusal;
-use crate::peer::Peer;
+use crate::peer::{Listener, Peer};
 use crate::worker::{ConnectionSlot, Worker};
 
 /// Largest request head, in bytes, and most headers in it.
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const HEADERS_MAX: usize = 64;
 
+/// Sockets of the admin listener that a worker serves at once: a few people and a few scrapers.
+const ADMIN_SOCKETS_MAX: usize = 64;
+
 /// Serves a socket until it ends.
 pub(super) async fn serve(
     worker: Rc<Worker>,
-    plain_sockets: Rc<RefCell<usize>>,
+    plain_sockets: Rc<PlainSockets>,
     socket: StdStream,
     peer: Peer,
     place: Place,
 ) {
     let placed = Placed { worker: &worker };
-    if *plain_sockets.borrow() >= PLAIN_SOCKETS_MAX {
+    let (count, most) = match peer.listener {
+        Listener::Public => (&plain_sockets.public, PLAIN_SOCKETS_MAX),
+        Listener::Admin => (&plain_sockets.admin, ADMIN_SOCKETS_MAX),
+    };
+    if count.get() >= most {
         worker.shared.door.count(SocketRefusal::Sockets);
         refuse(socket, SocketRefusal::Sockets, worker.shared.tls.is_some());
         return;
     }
     let upgraded = {
-        let _plain = Plain::count(&plain_sockets);
+        let _plain = Plain::count(count);
         // Its state is larger than that of a WebSocket, and would stay as long: it has an allocation of its own.
         Box::pin(serve_http(&worker, socket, peer, place)).await.unwrap_or_default()
     };
@@ -172,20 +179,27 @@ impl Drop for Placed<'_> {
     }
 }
 
+/// How many sockets of a worker are no WebSocket yet.
+#[derive(Debug, Default)]
+pub(super) struct PlainSockets {
+    public: Cell<usize>,
+    admin: Cell<usize>,
+}
+
 /// A socket that is not a WebSocket yet.
 struct Plain<'a> {
-    count: &'a RefCell<usize>,
+    count: &'a Cell<usize>,
 }
 
 impl<'a> Plain<'a> {
-    fn count(count: &'a RefCell<usize>) -> Self {
-        *count.borrow_mut() += 1;
+    fn count(count: &'a Cell<usize>) -> Self {
+        count.set(count.get() + 1);
         Self { count }
     }
 }
 
 impl Drop for Plain<'_> {
     fn drop(&mut self) {
-        *self.count.borrow_mut() -= 1;
+        self.count.set(self.count.get() - 1);
     }
 }

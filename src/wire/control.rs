@@ -200,7 +200,7 @@ pub enum Event<'a> {
         /// The owner of `$user.ID`.
         user: &'a str,
         /// When the token ends, in seconds of Unix time.
-        expires_s: u64,
+        expires_s: Option<u64>,
     },
     /// The token ends soon: the connection, too, unless an `auth` brings another.
     TokenExpiring {

@@ -1,17 +1,21 @@
 //! Who is let in: the keys of the moment and the revocations, shared by all workers. Only handshakes, `auth` messages and the
 //! admin API come here.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
 
-use crate::auth::Identity;
+use crate::auth::grants::{Claim, Grants};
 use crate::auth::keyring::Keyring;
 use crate::auth::revocations::{Revocations, RevokeError, Revoked};
 use crate::auth::token::{self, Rules, TokenError};
+use crate::auth::{Identity, channel_token};
 use crate::clock::Now;
 use crate::config::Config;
+use crate::hub::access::Waiting;
 
 /// Why a token does not let anybody in. For the log: whoever sent it learns less.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,16 +34,39 @@ pub struct Gate {
     config: Arc<Config>,
     keys: RwLock<Arc<Keyring>>,
     revocations: Mutex<Revocations>,
+    /// What a certificate gives the right to.
+    certificate_rights: Grants,
+    /// Connections that still have to say who they are.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// What `auth.certificate_rights` means.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub fn certificate_rights(config: &Config) -> Result<Grants, String> {
+    let claim: Claim =
+        serde_json::from_str(&config.auth.certificate_rights).map_err(|error| error.to_string())?;
+    Grants::try_from(&claim).map_err(|error| error.to_string())
 }
 
 impl Gate {
     /// Without keys: unless the server is open, nobody is let in yet.
     #[must_use]
     pub fn new(config: Arc<Config>) -> Self {
-        Self { config, keys: RwLock::default(), revocations: Mutex::default() }
+        // The server has not started with one that is wrong.
+        let certificate_rights = certificate_rights(&config).unwrap_or_default();
+        let (keys, revocations, waiting) = (RwLock::default(), Mutex::default(), Arc::default());
+        Self { config, keys, revocations, certificate_rights, waiting }
     }
 
-    /// Takes other keys from now on. Who is in stays in.
+    /// A place for a connection that still has to say who it is: strangers may have a quarter of all places and no more.
+    #[must_use]
+    pub fn wait(&self) -> Option<Waiting> {
+        Waiting::begin(&self.waiting, (self.config.server.connections_max / 4).max(1))
+    }
+
+    /// Takes other keys from now on. Whoever is in by a key that is gone is to be told by the caller.
     pub fn replace_keys(&self, keys: Keyring) {
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
@@ -51,30 +78,49 @@ impl Gate {
     pub fn admit(&self, token: &str, now: Now) -> Result<Identity, Denied> {
         let keys = Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner));
         let rules = Rules {
-            leeway_s: self.config.auth.leeway.as_secs(),
-            lifetime_s_max: self.config.auth.token_lifetime_max.as_secs(),
+            leeway_s: seconds(self.config.auth.leeway),
+            lifetime_s_max: seconds(self.config.auth.token_lifetime_max),
             subject_bytes_max: self.config.channel.channel_name_bytes_max - "$user.".len(),
         };
         let identity = token::verify(token, &keys, &rules, unix_s(now))?;
-        if self.is_revoked(&identity) { Err(Denied::Revoked) } else { Ok(identity) }
+        if self.is_shut_out(&identity) { Err(Denied::Revoked) } else { Ok(identity) }
     }
 
-    /// Whether an identity has been shut out since its token was checked.
+    /// Whose certificate this is, by its common name.
+    ///
+    /// # Errors
+    /// Nobody's that is let in.
+    pub fn admit_certificate(&self, name: &str) -> Result<Identity, Denied> {
+        let (subject, grants) = (channel_token(name), self.certificate_rights.clone());
+        if subject.len() > self.config.channel.channel_name_bytes_max - "$user.".len() {
+            return Err(Denied::Token(TokenError::Claim("the common name does not fit a channel name")));
+        }
+        let identity =
+            Identity { subject, token_id: None, issued_s: None, expires_s: None, key: None, grants };
+        if self.is_shut_out(&identity) { Err(Denied::Revoked) } else { Ok(identity) }
+    }
+
+    /// Whether an identity has been shut out since it was checked: it was revoked, or its key was taken away.
     #[must_use]
-    pub fn is_revoked(&self, identity: &Identity) -> bool {
-        self.revocations.lock().unwrap_or_else(PoisonError::into_inner).cover(identity)
+    pub fn is_shut_out(&self, identity: &Identity) -> bool {
+        let keys = Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner));
+        let has_key = identity.key.is_none_or(|key| keys.hashes().any(|hash| hash == key));
+        !has_key || self.revocations.lock().unwrap_or_else(PoisonError::into_inner).cover(identity)
     }
 
-    /// Shuts somebody out. Returns since which second of Unix time, for the connections that are there.
+    /// Shuts somebody out: whoever shows a token that was issued until the second of Unix time that is returned. That is a
+    /// little in the future, since the issuer's clock may be.
     ///
     /// # Errors
     /// There is no such id, or no room.
     pub fn revoke(&self, revoked: &Revoked, now: Now) -> Result<u64, RevokeError> {
         let auth = &self.config.auth;
-        let keep = auth.token_lifetime_max + 2 * auth.leeway;
+        let (now_s, leeway_s) = (unix_s(now), seconds(auth.leeway));
+        let issued_s = now_s + leeway_s;
+        let until_s = issued_s + seconds(auth.token_lifetime_max) + leeway_s + 1;
         let mut revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        revocations.revoke(revoked, unix_s(now), keep.as_secs() + 1)?;
-        Ok(unix_s(now))
+        revocations.revoke(revoked, issued_s, until_s, now_s)?;
+        Ok(issued_s)
     }
 
     /// Whether this is the token of those who run the server. Takes as long for a wrong one as for the right one, whatever its
@@ -85,6 +131,11 @@ impl Gate {
         let [given, wanted] = [given, token.expose()].map(|text| digest(&SHA256, text.as_bytes()));
         !token.is_empty() && given.as_ref().ct_eq(wanted.as_ref()).into()
     }
+}
+
+/// Tokens count in whole seconds: a part of one counts as one.
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 const fn unix_s(now: Now) -> u64 {

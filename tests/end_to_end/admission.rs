@@ -91,7 +91,7 @@ fn sockets_over_the_rate_of_all_are_refused_and_others_untouched() {
     let name = "tidewire_sockets_refused_total{reason=\"rate\"}";
     let counted = wait_for("the page", || {
         let mut peer = Peer::connect(server.address);
-        drop(peer.try_write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"));
+        drop(peer.try_write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         let response = peer.response();
         refused += u32::from(response.status == 503);
         let text = String::from_utf8(response.body).unwrap();
@@ -128,7 +128,7 @@ fn a_client_of_a_proxy_has_a_rate_of_its_own() {
         if header {
             // The page would be the proxy's own, without a header.
             let mut peer = Peer::connect(server.address);
-            let page = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+            let page = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
             peer.write(&[&proxy_header("203.0.113.11:1"), &page[..]].concat());
             let text = String::from_utf8(peer.response().body).unwrap();
             assert!(text.contains("tidewire_sockets_refused_total{reason=\"address_rate\"} 1\n"), "{text}");
@@ -245,7 +245,8 @@ fn a_proxy_header_is_needed_from_a_trusted_proxy() {
     let refused = || {
         let mut peer = Peer::connect(server.address);
         peer.write(
-            &[&proxy_header("203.0.113.1:1"), &b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"[..]].concat(),
+            &[&proxy_header("203.0.113.1:1"), &b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"[..]]
+                .concat(),
         );
         let text = String::from_utf8(peer.response().body).unwrap();
         let name = "tidewire_sockets_refused_total{reason=\"proxy_header\"} ";
@@ -268,7 +269,8 @@ fn a_proxy_header_is_needed_from_a_trusted_proxy() {
         let number = serde_json::from_str::<Value>(&welcome).unwrap()["connection"].clone();
         let mut page = Peer::connect(server.address);
         page.write(
-            &[header(0x20, 0, &[]), b"GET /api/connections HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()].concat(),
+            &[header(0x20, 0, &[]), b"GET /api/connections HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()]
+                .concat(),
         );
         let body: Value = serde_json::from_slice(&page.response().body).unwrap();
         let row = body["connections"].as_array().unwrap().iter().find(|row| row["connection"] == number);

@@ -1,9 +1,12 @@
 //! Who is let in, as whom, for how long, and what that lets them do.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidewire::auth::signer::{self, Signer};
+use tidewire::wire::Codec;
 use tidewire::wire::proto::sample;
 
 use crate::support::issuer::{now_s, token, token_as, trust, with_rights};
@@ -115,7 +118,8 @@ fn wrong_tokens_get_the_same_answer_and_nothing_that_they_name_is_fetched() {
     for wrong in &rows {
         let response =
             refused(&server, &Handshake::new("/ws").with("Authorization", &format!("Bearer {wrong}")));
-        assert_eq!((response.status, &*response.error_code()), (401, "unauthorized"), "{wrong}");
+        assert_eq!(response.status, 401, "{wrong}");
+        assert_eq!(response.error_code(), "unauthorized", "{wrong}");
         assert!(response.header("www-authenticate").unwrap().contains("invalid_token"));
         bodies.push(response.body);
     }
@@ -173,6 +177,9 @@ fn nothing_is_served_before_the_first_message_says_who_it_is() {
         json!({"type": "advertise", "channel": "a"}).to_string(),
         json!({"type": "ping"}).to_string(),
         json!({"type": "auth", "token": wrong}).to_string(),
+        json!({"type": "auth", "token": all("alice"), "more": 1}).to_string(),
+        "{".to_owned(),
+        r#"{"type":"publish","channel":"a","block":{"samples":[{"number":1}]}}"#.to_owned(),
     ] {
         let mut client = server.client();
         client.text(&text);
@@ -184,10 +191,19 @@ fn nothing_is_served_before_the_first_message_says_who_it_is() {
     assert_eq!(client.error(), "unauthorized");
     assert_eq!(client.close_code(), Some(4401));
 
-    // What is no request at all is a mistake like any other, and a ping of WebSocket is no message.
+    for codec in Codec::ALL {
+        let mut client = server.client_with(&Options { codec, ..Options::default() });
+        client.binary(&publish_message(1, 1.0));
+        assert_eq!(client.error(), "unauthorized", "{codec:?}");
+        assert_eq!(client.close_code(), Some(4401), "{codec:?}");
+    }
+    // Nobody who is not known has room for more than a token.
     let mut client = server.client();
-    client.text("{");
-    assert_eq!(client.error(), "bad_request");
+    client.peer.write(&[0x81, 0xFE, 0x40, 0x00, 0, 0, 0, 0]);
+    assert_eq!(client.close_code(), Some(1009));
+
+    // A ping of WebSocket is no message.
+    let mut client = server.client();
     client.peer.write(&masked(0x89, b"x"));
     client.request(json!({"type": "auth", "token": all("alice")}));
     client.subscribe("a", &json!({}));
@@ -260,7 +276,7 @@ fn a_tenant_stays_within_what_its_token_says() {
     // A publish by name in JSON goes through the same door.
     let mut json_client = server.client_with(&Options {
         token: Some(&with_rights("a", &rights)),
-        codec: tidewire::wire::Codec::Json,
+        codec: Codec::Json,
         ..Options::default()
     });
     json_client.event("subscribed");
@@ -356,8 +372,15 @@ fn whoever_is_revoked_is_out_at_once_and_stays_out() {
         assert_eq!(late.close_code(), Some(4403));
     }
     client(&server, &with_id("b", "5"));
-    // Issued after the revocation, by a clock that is a little ahead.
-    client(&server, &token("a", &json!({"iat": now_s() + 3})));
+    // By a clock that is a little ahead, before the revocation.
+    let early = token("a", &json!({"iat": now_s() + 3}));
+    let early = Handshake::new("/ws").with("Authorization", &format!("Bearer {early}"));
+    assert_eq!(refused(&server, &early).status, 403);
+    // As the lists show it.
+    let mut shown = client(&server, &all("x@example.org"));
+    shown.event("subscribed");
+    assert_eq!(revoke(&json!({"sub": "x@example%2Eorg"})).status, 200);
+    assert_eq!(shown.error(), "forbidden");
 
     for (body, status) in [
         ("{}", 400),
@@ -375,6 +398,8 @@ fn whoever_is_revoked_is_out_at_once_and_stays_out() {
         415,
         "a form of any page"
     );
+    let with_charset = [("Content-Type", "application/json; charset=utf-8")];
+    assert_eq!(ask(server.pages, "POST", "/api/revoke", &with_charset, "{\"sub\":\"z\"}").status, 200);
     let evil = [("Content-Type", "application/json"), ("Origin", "http://evil.example")];
     assert_eq!(ask(server.pages, "POST", "/api/revoke", &evil, "{\"sub\":\"c\"}").status, 403);
     assert_eq!(http(server.pages, "/api/revoke").status, 405);
@@ -462,4 +487,104 @@ fn pages_of_listed_origins_may_send_a_token() {
     assert_eq!(good.header("access-control-allow-headers"), Some("authorization, content-type"));
     let evil = preflight("https://evil.example");
     assert_eq!((evil.status, evil.header("access-control-allow-origin")), (204, None));
+}
+
+#[test]
+fn a_new_token_after_a_revocation_is_taken() {
+    let server = guarded(|config| config.auth.leeway = Duration::ZERO);
+    let json = [("Content-Type", "application/json")];
+    let answer = ask(server.pages, "POST", "/api/revoke", &json, "{\"sub\":\"a\"}");
+    let answer: Value = serde_json::from_slice(&answer.body).unwrap();
+    let until = answer["issued_until_s"].as_u64().unwrap();
+    wait_for("the next second", || (now_s() > until).then_some(()));
+    client(&server, &token("a", &json!({"iat": now_s()})));
+}
+
+#[test]
+fn strangers_leave_room_for_others() {
+    let server = guarded(|config| config.server.connections_max = 8);
+    let waiting: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    let response = refused(&server, &Handshake::new("/ws"));
+    assert_eq!((response.status, &*response.error_code()), (503, "capacity"));
+    client(&server, &all("a"));
+    drop(waiting);
+    let mut next = wait_for("a place", || {
+        let mut peer = Peer::connect(server.address);
+        peer.write(&Handshake::new("/ws").bytes());
+        (peer.response().status == 101).then_some(peer)
+    });
+    assert!(matches!(next.message(), Message::Text(_)));
+}
+
+#[test]
+fn a_page_whose_host_was_made_to_point_here_gets_nothing() {
+    let open = TestServer::start(|_| {});
+    let listed = TestServer::start(|config| config.server.origins = "https://panel.example".parse().unwrap());
+    let guarded = guarded(|_| {});
+    let get = |address, host: &str, origin: Option<&str>| {
+        let mut peer = Peer::connect(address);
+        let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
+        let head = format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\n{origin}Connection: close\r\n\r\n");
+        peer.write(head.as_bytes());
+        peer.response().status
+    };
+    for (address, host, origin, status) in [
+        (open.address, "localhost:9400", None, 200),
+        (open.address, "127.0.0.1", None, 200),
+        (open.address, "evil.example", None, 403),
+        (open.address, "evil.example", Some("http://evil.example"), 403),
+        (open.address, "localhost", Some("http://evil.example"), 403),
+        (listed.address, "panel.example", None, 200),
+        (listed.address, "evil.example", None, 403),
+        (guarded.pages, "localhost", None, 200),
+        (guarded.pages, "evil.example", None, 403),
+    ] {
+        assert_eq!(get(address, host, origin), status, "{host} {origin:?}");
+    }
+    let page = |host: &str| Handshake::new("/ws").set("Host", host).with("Origin", &format!("http://{host}"));
+    assert_eq!(refused(&open, &page("evil.example")).status, 403);
+    assert_eq!(refused(&open, &page("localhost")).status, 101);
+    let program = Handshake::new("/ws").set("Host", "proxied.example");
+    assert_eq!(refused(&open, &program).status, 101, "a program is no page");
+    let token = all("a");
+    let known = page("public.example").with("Authorization", &format!("Bearer {token}"));
+    assert_eq!(refused(&guarded, &known).status, 101, "a token is what counts where there are keys");
+}
+
+#[test]
+fn keys_are_read_again_and_whoever_came_with_one_that_is_gone_has_to_leave() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
+    let write = |text: &str, mode: u32| {
+        let new = directory.path().join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+    };
+    let [old, new] = [("old", 1_u8), ("new", 2)].map(|(id, byte)| signer::new_jwks(id, &[byte; 32]));
+    write(&old, 0o600);
+    let server = TestServer::start(|config| {
+        config.auth.keys_file = path.to_str().unwrap().parse().unwrap();
+        config.admin.listen = Some(([127, 0, 0, 1], 0).into());
+    });
+    let mint = |keys: &str| {
+        let claims = json!({"sub": "a", "exp": now_s() + 60, "tidewire": {"subscribe": [">"]}});
+        Signer::parse(keys, None).unwrap().sign(&claims).unwrap()
+    };
+    let status = |keys: &str| {
+        let bearer = format!("Bearer {}", mint(keys));
+        refused(&server, &Handshake::new("/ws").with("Authorization", &bearer)).status
+    };
+    let mut with_old = client(&server, &mint(&old));
+    assert_eq!(status(&new), 401);
+    // What cannot be used changes nothing, and is tried again once it can.
+    write("garbage", 0o600);
+    write(&new, 0o640);
+    with_old.round_trip();
+    assert_eq!((status(&old), status(&new)), (101, 401));
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    wait_for("the new key", || (status(&new) == 101).then_some(()));
+    assert_eq!(status(&old), 401);
+    assert_eq!(with_old.error(), "unauthorized");
+    assert_eq!(with_old.close_code(), Some(4401));
 }

@@ -342,14 +342,14 @@ async fn what_is_not_tls_gets_an_alert_and_the_end() {
     ];
     let trusting = ca.trusting();
     for (sent, reason) in rows {
-        let before = failed(server.address, &trusting, reason).await;
+        let before = failed(server.pages, &trusting, reason).await;
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(sent).await.unwrap();
         let answer = rest(&mut stream).await;
         // RFC 8446 section 6: an alert is a record of type 21 with two bytes, of which the first says that it is fatal.
         assert_eq!((answer.len(), answer[0], answer[5]), (7, 21, 2), "{answer:?} to {sent:?}");
         drop(stream);
-        while failed(server.address, &trusting, reason).await < before + 1.0 {
+        while failed(server.pages, &trusting, reason).await < before + 1.0 {
             tokio::task::yield_now().await;
         }
     }
@@ -582,12 +582,14 @@ async fn clients_are_who_their_certificate_says() {
             files.set(config);
             config.tls.client_ca_file = text(&ca_file).parse().unwrap();
             config.tls.client_certificate_required = required;
+            // Its pages are for known names, too; those of this listener are for whoever is let in at all.
+            config.admin.listen = Some(([127, 0, 0, 1], 0).into());
         });
         let trusting = ca.trusting_as(Some(&good));
         for (pair, optional, needed) in rows {
             let refused = if required { needed } else { optional };
             let before = match refused {
-                Some(reason) => failed(server.address, &trusting, reason).await,
+                Some(reason) => failed(server.pages, &trusting, reason).await,
                 None => 0.0,
             };
             let page = get(server.address, &ca.trusting_as(pair), "/healthz").await;
@@ -596,7 +598,7 @@ async fn clients_are_who_their_certificate_says() {
                 (Err(error), Some(reason)) => {
                     // The alert arrives, though the client had sent a request meanwhile.
                     assert!(error.to_string().starts_with("received fatal alert"), "{reason}: {error}");
-                    while failed(server.address, &trusting, reason).await < before + 1.0 {
+                    while failed(server.pages, &trusting, reason).await < before + 1.0 {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -604,6 +606,28 @@ async fn clients_are_who_their_certificate_says() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_certificate_is_an_identity_with_rights() {
+    let (ca, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let files = Files::new(&ca.server());
+    let ca_file = files.write("clients.pem", &clients.pem());
+    let server = TestServer::start(|config| {
+        files.set(config);
+        config.tls.client_ca_file = text(&ca_file).parse().unwrap();
+        config.auth.certificate_rights = r#"{"subscribe":["robot.>"]}"#.into();
+    });
+    let named = clients.client("robot 7");
+    let mut socket = Socket::connect(server.address, &ca.trusting_as(Some(&named))).await;
+    assert_eq!(socket.event("subscribed").await["subscription"], "$user.robot%207");
+    socket.subscribe("robot.>").await;
+    let beyond = json!({"type": "subscribe", "id": 2, "channel": "plant.a"});
+    assert_eq!(socket.request(beyond, "error").await["code"], "forbidden");
+    let nobody = get(server.address, &ca.trusting_as(None), "/metrics").await.unwrap();
+    assert!(nobody.starts_with("HTTP/1.1 401"), "{nobody}");
+    let robot = get(server.address, &ca.trusting_as(Some(&named)), "/metrics").await.unwrap();
+    assert!(robot.starts_with("HTTP/1.1 403"), "it has not the right admin: {robot}");
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ fn every_kind_of_key_checks_what_its_private_half_has_signed() {
         let (message, signature) = token.rsplit_once('.').expect("a token");
         for text in [public.to_owned(), set(&[jwk(public)])] {
             let ring = parse(&text).expect("a public key");
-            let key = ring.unnamed(algorithm).expect("the key is for its algorithm");
+            let key = ring.find(None, Some(algorithm)).expect("the key is for its algorithm");
             assert!(key.has_signed(message, signature), "{algorithm:?}");
             assert!(!key.has_signed("other", signature), "{algorithm:?}");
             assert!(!key.has_signed(message, ""), "{algorithm:?}");
@@ -75,10 +75,13 @@ fn secrets_sign_with_each_hash() {
         let ring = parse(&key(least)).expect("long enough");
         let token = Signer::parse(&key(least), None).expect("a secret").sign(&json!({})).expect("signs");
         let (message, signature) = token.rsplit_once('.').expect("a token");
-        assert!(ring.named("a").expect("it is named").has_signed(message, signature));
+        assert!(ring.find(Some("a"), None).expect("it is named").has_signed(message, signature));
     }
     let made = signer::new_jwks("dev", &[9; 32]);
-    assert_eq!(parse(&made).expect("a set").named("dev").map(Key::algorithm), Some(Algorithm::Hs256));
+    assert_eq!(
+        parse(&made).expect("a set").find(Some("dev"), None).map(Key::algorithm),
+        Some(Algorithm::Hs256)
+    );
 }
 
 #[test]
@@ -90,9 +93,38 @@ fn keys_bind_issuer_and_audience_before_the_settings_do() {
     };
     let text = set(&[oct("own", json!({"iss": "i", "aud": "a"})), oct("none", json!({}))]);
     let ring = Keyring::parse(&text, Defaults { issuer: Some("di"), audience: Some("da") }).unwrap();
-    let bound = |id| ring.named(id).map(|key| (key.issuer(), key.audience()));
+    let bound = |id| ring.find(Some(id), None).map(|key| (key.issuer(), key.audience()));
     assert_eq!(bound("own"), Some((Some("i"), Some("a"))));
     assert_eq!(bound("none"), Some((Some("di"), Some("da"))));
+}
+
+#[test]
+fn keys_for_something_else_are_passed_over() {
+    let with = |key: &Value, more: Value| {
+        let mut key = key.clone();
+        key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        key
+    };
+    let (rsa, p256) = (jwk(RSA_PUBLIC), jwk(P256_PUBLIC));
+    let foreign = [
+        with(&rsa, json!({"use": "enc", "alg": "RSA-OAEP"})),
+        with(&rsa, json!({"alg": "RS512"})),
+        with(&rsa, json!({"key_ops": ["sign"]})),
+        json!({"kty": "EC", "crv": "P-384", "alg": "ES384", "x": bytes(48), "y": bytes(48)}),
+        json!({"kty": "AKP", "alg": "ML-DSA-44"}),
+    ];
+    let ring = parse(&set(&[&foreign[..], std::slice::from_ref(&p256)].concat())).expect("one is of use");
+    assert_eq!((ring.len(), ring.passed_over().len()), (1, foreign.len()));
+    assert!(matches!(parse(&set(&foreign)), Err(KeyError::Empty)));
+
+    // As some write numbers: with a zero before them.
+    let n = URL_SAFE_NO_PAD.decode(rsa["n"].as_str().unwrap()).unwrap();
+    let padded = with(&rsa, json!({"n": URL_SAFE_NO_PAD.encode([&[0], &n[..]].concat()), "e": "AAEAAQ"}));
+    let ring = parse(&set(&[padded])).expect("the same number");
+    let token = Signer::parse(RSA, None).unwrap().sign(&json!({})).unwrap();
+    let (message, signature) = token.rsplit_once('.').unwrap();
+    assert!(ring.find(None, Some(Algorithm::Rs256)).unwrap().has_signed(message, signature));
+    assert_eq!(ring.hashes().collect::<Vec<_>>(), parse(&set(&[rsa])).unwrap().hashes().collect::<Vec<_>>());
 }
 
 #[test]
@@ -117,16 +149,24 @@ fn wrong_files_are_told_which_key_and_why() {
         (set(&[with(&oct, json!({"alg": "RS256"}))]), "key 1: alg of a secret"),
         (set(&[with(&oct, json!({"k": bytes(31)}))]), "key 1: a secret shorter"),
         (set(&[with(&oct, json!({"k": "+"}))]), "key 1: k is missing"),
-        (set(&[with(&oct, json!({"use": "enc"}))]), "key 1: use"),
-        (set(&[with(&oct, json!({"key_ops": ["sign"]}))]), "key 1: key_ops"),
         (set(&[with(&rsa, json!({"d": "AQ"}))]), "key 1: a private key"),
-        (set(&[with(&rsa, json!({"alg": "RS512"}))]), "key 1: alg of an RSA key"),
-        (set(&[with(&rsa, json!({"alg": "HS256"}))]), "key 1: alg of an RSA key"),
         (set(&[with(&rsa, json!({"n": bytes(255)}))]), "key 1: an RSA key of less"),
         (set(&[with(&p256, json!({"x": bytes(31)}))]), "key 1: x and y"),
-        (set(&[with(&p256, json!({"crv": "P-384"}))]), "key 1: kty has to be"),
         (set(&[with(&ed, json!({"x": bytes(33)}))]), "key 1: x of an Ed25519"),
-        (set(&[json!({"kty": "oct2"})]), "key 1: kty has to be"),
+        (set(&[json!({"kty": "oct2"})]), "there is no key"),
+        (set(&[with(&rsa, json!({"n": bytes(1025)}))]), "key 1: an RSA key of less"),
+        (set(&[with(&rsa, json!({"e": "Ag"}))]), "key 1: n and e"),
+        (set(&[with(&rsa, json!({"e": "AQ"}))]), "key 1: n and e"),
+        (set(&[with(&rsa, json!({"e": bytes(9)}))]), "key 1: n and e"),
+        (set(&[json!(["oct", "a", "HS256"])]), "key 1: not a JWK"),
+        (
+            format!(
+                "{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"k\":\"{0}\",\"k\":\"{0}\"}}]}}",
+                bytes(32)
+            ),
+            "key 1: not a JWK",
+        ),
+        (P256_PUBLIC.to_owned() + &RSA_PUBLIC[..RSA_PUBLIC.len() - 30], "neither"),
         (set(&[oct.clone(), oct.clone()]), "key 2: an earlier key"),
         (set(&[with(&oct, json!({"kid": "a"})), with(&rsa, json!({"kid": "a"}))]), "key 2: an earlier key"),
         (set(&vec![oct; KEYS_MAX + 1]), "101 keys; at most 100"),

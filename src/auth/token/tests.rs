@@ -13,17 +13,17 @@ const SECRET: &str = "a key that nobody guesses, at all";
 const NOW: u64 = 1_800_000_000;
 const RULES: Rules = Rules { leeway_s: 5, lifetime_s_max: 3_600, subject_bytes_max: 249 };
 
-/// One secret named `k`, bound to an issuer and an audience; the same without a name and unbound; and an RSA key.
+/// One secret named `k`, bound to an issuer and an audience; the same named `free` and unbound; and an RSA key.
 fn keys() -> Keyring {
     let k = URL_SAFE_NO_PAD.encode(SECRET);
     let named = json!({"kty": "oct", "alg": "HS256", "kid": "k", "k": k, "iss": "issuer", "aud": "us"});
-    let unnamed = json!({"kty": "oct", "alg": "HS256", "k": k});
+    let free = json!({"kty": "oct", "alg": "HS256", "kid": "free", "k": k});
     let mut block = pem::parse(RSA_PUBLIC).unwrap().contents().to_vec();
     let exponent = block.split_off(block.len() - 5);
     assert_eq!(exponent, [2, 3, 1, 0, 1]);
     let n = URL_SAFE_NO_PAD.encode(&block[block.len() - 256..]);
     let rsa = json!({"kty": "RSA", "kid": "rsa", "n": n, "e": "AQAB"});
-    Keyring::parse(&json!({"keys": [named, unnamed, rsa]}).to_string(), Defaults::default()).unwrap()
+    Keyring::parse(&json!({"keys": [named, free, rsa]}).to_string(), Defaults::default()).unwrap()
 }
 
 fn signer() -> Signer {
@@ -42,7 +42,7 @@ fn claims(more: &Value) -> Value {
 }
 
 fn header(more: &Value) -> Value {
-    let mut header = json!({"alg": "HS256"});
+    let mut header = json!({"alg": "HS256", "kid": "free"});
     header.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     header
 }
@@ -63,7 +63,7 @@ fn a_sound_token_is_an_identity() {
     .expect("sound, and what it names is not fetched");
     assert_eq!(&*identity.subject, "alice@example%2Eorg");
     assert_eq!(identity.token_id.as_deref(), Some("7"));
-    assert_eq!((identity.issued_s, identity.expires_s), (Some(NOW), NOW + 60));
+    assert_eq!((identity.issued_s, identity.expires_s), (Some(NOW), Some(NOW + 60)));
     assert!(identity.grants.allow_name(crate::auth::grants::Right::Subscribe, "a.b"));
 
     let bound = json!({"iss": "issuer", "aud": ["them", "us"]});
@@ -83,10 +83,11 @@ fn what_must_not_be_taken_is_not() {
     let no = json!({});
     let kid = |id: &str| json!({ "kid": id });
     let rows: &[(Value, Value, E)] = &[
-        (json!({"alg": "none"}), no.clone(), E::UnknownKey),
-        (json!({"alg": "nOnE"}), no.clone(), E::UnknownKey),
-        (json!({"alg": "hs256"}), no.clone(), E::UnknownKey),
-        (json!({"alg": "HS512"}), no.clone(), E::UnknownKey),
+        (json!({"alg": "none"}), no.clone(), E::Algorithm),
+        (json!({"alg": "nOnE"}), no.clone(), E::Algorithm),
+        (json!({"alg": "hs256"}), no.clone(), E::Algorithm),
+        (json!({"alg": "HS512"}), no.clone(), E::Algorithm),
+        (json!({"kid": null}), no.clone(), E::UnknownKey),
         (json!({"alg": "none", "kid": "k"}), no.clone(), E::Algorithm),
         (json!({"alg": "HS512", "kid": "k"}), no.clone(), E::Algorithm),
         (json!({"alg": "HS256", "kid": "rsa"}), no.clone(), E::Algorithm),
@@ -140,6 +141,24 @@ fn what_must_not_be_taken_is_not() {
 }
 
 #[test]
+fn a_key_of_pem_is_called_what_its_issuer_calls_it() {
+    let mut keys = Keyring::parse(RSA_PUBLIC, Defaults::default()).unwrap();
+    keys.add_secret(SECRET, Defaults::default()).unwrap();
+    let rsa = |id| Signer::parse(RSA, id).unwrap().sign(&claims(&json!({}))).unwrap();
+    for token in [rsa(None), rsa(Some("any"))] {
+        assert!(verify(&token, &keys, &RULES, NOW).is_ok());
+    }
+    let hs =
+        |kid: &Value| signer().sign_as(&json!({"alg": "HS256", "kid": kid}), &claims(&json!({}))).unwrap();
+    assert!(verify(&hs(&Value::Null), &keys, &RULES, NOW).is_ok());
+    assert_eq!(
+        verify(&hs(&json!("any")), &keys, &RULES, NOW),
+        Err(TokenError::UnknownKey),
+        "a secret has no issuer"
+    );
+}
+
+#[test]
 fn clocks_may_differ_a_little() {
     for (claims, sound) in [
         (json!({"exp": NOW - 4}), true),
@@ -156,7 +175,7 @@ fn forged_and_damaged_tokens_are_refused() {
     let good = signer().sign_as(&header(&json!({})), &claims(&json!({}))).unwrap();
     let [head, body, signature] = good.split('.').collect::<Vec<_>>().try_into().unwrap();
     let part = |json: &str| URL_SAFE_NO_PAD.encode(json);
-    let alone = part(r#"{"alg":"none"}"#);
+    let alone = part(r#"{"alg":"none","kid":"free"}"#);
     // Signed with the public key as if it were a secret.
     let confused = Signer::from_secret(RSA_PUBLIC.as_bytes());
     let more = claims(&json!({"sub": "mallory"})).to_string();

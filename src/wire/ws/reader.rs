@@ -189,6 +189,11 @@ impl Reader {
         }
     }
 
+    /// Takes messages of up to `message_bytes_max` bytes from now on, which are no fewer than before.
+    pub fn take_messages_of(&mut self, message_bytes_max: usize) {
+        self.message_bytes_max = self.message_bytes_max.max(message_bytes_max);
+    }
+
     /// The next message, taken off the front of `input`; `None` when all of `input` is used up. To be called until then:
     /// only after that may the buffer be used for something else. What `input` held is unmasked, that is, overwritten.
     ///
