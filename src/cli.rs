@@ -16,12 +16,14 @@ use crate::server::Server;
 
 use self::publish::PubArgs;
 use self::sub::SubArgs;
+use self::token::TokenArgs;
 
 pub mod publish;
 #[cfg(test)]
 mod stage;
 pub mod sub;
 mod terminal;
+pub mod token;
 
 /// The exit code of a wrong command line or configuration: `EX_USAGE` of BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -44,6 +46,7 @@ enum Command {
     Config(ConfigArgs),
     Sub(SubArgs),
     Pub(PubArgs),
+    Token(TokenArgs),
 }
 
 /// Every setting can be given here with --set, in the environment and in the file. A flag wins over the environment,
@@ -130,6 +133,7 @@ pub fn run() -> ExitCode {
         Command::Config(args) => run_config(&args),
         Command::Sub(args) => sub::run(args),
         Command::Pub(args) => publish::run(args),
+        Command::Token(args) => token::run(&args),
     }
 }
 
@@ -245,7 +249,7 @@ mod tests {
         match cli.command {
             None => cli.serve,
             Some(Command::Serve(args)) => args,
-            Some(Command::Config(_) | Command::Sub(_) | Command::Pub(_)) => panic!("{line} is not serve"),
+            Some(_) => panic!("{line} is not serve"),
         }
     }
 

@@ -14,6 +14,7 @@ mod relation;
 mod secret;
 mod setting;
 
+pub mod file;
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};

@@ -33,7 +33,7 @@ use crate::worker::timer::Timer;
 use crate::worker::{Shared, TICK, Worker};
 
 mod held;
-mod keys;
+pub(crate) mod keys;
 mod socket;
 
 /// Connections that the kernel keeps for the listener until it accepts them.

@@ -71,7 +71,7 @@ pub fn run(args: SubArgs) -> ExitCode {
     terminal::run(|shell| watch(args, shell))
 }
 
-fn parse_pattern(text: &str) -> Result<String, String> {
+pub(super) fn parse_pattern(text: &str) -> Result<String, String> {
     // The length is the server's to limit.
     Pattern::parse(text, usize::MAX).map(|_| text.to_owned()).map_err(|error| format!("it {error}"))
 }

@@ -28,10 +28,21 @@ impl fmt::Display for Escaped<'_> {
 /// Appends `value` as one line of JSON, with everything outside printable characters as `\uXXXX`: JSON itself escapes
 /// only the first 32, and a terminal obeys more.
 pub(super) fn push_json(line: &mut String, value: &impl serde::Serialize) -> serde_json::Result<()> {
-    let json = serde_json::to_string(value)?;
+    push_printable(line, &serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// The same over several lines, as people read it.
+pub(super) fn push_json_pretty(lines: &mut String, value: &impl serde::Serialize) -> serde_json::Result<()> {
+    push_printable(lines, &serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn push_printable(line: &mut String, json: &str) {
     for character in json.chars() {
         match character {
-            '"' | '\'' | '\\' => line.push(character),
+            // A new line stands between members only: within a text it is spelled.
+            '"' | '\'' | '\\' | '\n' => line.push(character),
             _ if character.escape_debug().len() == 1 => line.push(character),
             _ => {
                 for unit in character.encode_utf16(&mut [0; 2]) {
@@ -42,7 +53,6 @@ pub(super) fn push_json(line: &mut String, value: &impl serde::Serialize) -> ser
         }
     }
     line.push('\n');
-    Ok(())
 }
 
 /// The time of day, UTC, of an instant in nanoseconds since the Unix epoch.
@@ -176,6 +186,10 @@ mod tests {
         let printable = |c: char| matches!(c, '"' | '\\') || c.escape_debug().len() == 1;
         assert!(line.strip_suffix('\n').unwrap().chars().all(printable), "{line}");
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
+        let mut lines = String::new();
+        push_json_pretty(&mut lines, &[text, "b"]).unwrap();
+        assert_eq!(lines.lines().count(), 4, "{lines}");
+        assert!(lines.lines().all(|line| line.chars().all(printable)), "{lines}");
     }
 
     #[test]

@@ -1,20 +1,17 @@
 //! The keys that tokens are checked with: read from their file, and again when it changes. Never says what is in one.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::auth::keyring::{Defaults, Keyring};
-use crate::config::Config;
+use crate::config::{Config, file};
 use crate::worker::Shared;
 
 /// How often the file is looked at. A look, not a watch of the kernel's: mounted secrets change by a link two folders up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The largest file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What changes when a file does.
 pub(super) type Version = (SystemTime, u64, u64);
@@ -27,24 +24,10 @@ pub(super) fn load(config: &Config) -> io::Result<Keyring> {
     let auth = &config.auth;
     let defaults = Defaults { issuer: auth.issuer.as_deref(), audience: auth.audience.as_deref() };
     let mut keys = match &auth.keys_file {
-        Some(path) => {
-            let explain = |reason: String| {
-                io::Error::other(format!(
-                    "auth.keys_file = \"{}\": {reason}",
-                    path.display().to_string().escape_debug()
-                ))
-            };
-            let (text, mode) = read(path).map_err(|error| explain(format!("it cannot be read: {error}")))?;
-            let keys = Keyring::parse(&text, defaults).map_err(|error| explain(error.to_string()))?;
-            if keys.has_secret() && mode & 0o077 != 0 {
-                let reason = format!(
-                    "others can read the secret in it (mode {:03o}); chmod 600 the file",
-                    mode & 0o777
-                );
-                return Err(explain(reason));
-            }
-            keys
-        }
+        Some(path) => read(path, defaults).map_err(|reason| {
+            let path = path.display().to_string();
+            io::Error::other(format!("auth.keys_file = \"{}\": {reason}", path.escape_debug()))
+        })?,
         None => Keyring::default(),
     };
     if !auth.secret.is_empty() {
@@ -54,14 +37,17 @@ pub(super) fn load(config: &Config) -> io::Result<Keyring> {
     Ok(keys)
 }
 
-fn read(path: &Path) -> io::Result<(String, u32)> {
-    let mut text = String::new();
-    let file = File::open(path)?;
-    let mode = file.metadata()?.permissions().mode();
-    if file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
+/// The keys of a file, as a server takes them.
+///
+/// # Errors
+/// Says what is wrong with it, or that others can read a secret in it.
+pub(crate) fn read(path: &Path, defaults: Defaults<'_>) -> Result<Keyring, String> {
+    let (text, mode) = file::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let keys = Keyring::parse(&text, defaults).map_err(|error| error.to_string())?;
+    match file::open_to_others(mode).filter(|_| keys.has_secret()) {
+        Some(reason) => Err(reason),
+        None => Ok(keys),
     }
-    Ok((text, mode))
 }
 
 /// Which version of the file is there.
@@ -97,6 +83,8 @@ pub(super) async fn watch(shared: &Shared, mut seen: Option<Version>) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::auth::signer;
 
