@@ -18,6 +18,7 @@ use self::publish::PubArgs;
 use self::sub::SubArgs;
 use self::token::TokenArgs;
 
+mod bearer;
 pub mod publish;
 #[cfg(test)]
 mod stage;

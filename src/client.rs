@@ -25,6 +25,7 @@ pub use self::url::{Url, UrlError};
 
 use self::socket::Incoming;
 use crate::close::{CloseReason, Retry};
+use crate::config::Secret;
 use crate::wire::{Codec, proto};
 
 mod data;
@@ -159,18 +160,22 @@ pub struct Client {
 
 impl Client {
     /// Connects, upgrades with the codec's subprotocol and waits for the `welcome`. Needs a tokio runtime with I/O and
-    /// time.
+    /// time. A token is shown in the handshake.
     ///
     /// # Errors
     /// Says what failed; [`ConnectError::retry`] says whether to try again.
-    pub async fn connect(url: &Url, codec: Codec) -> Result<Self, ConnectError> {
-        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec))
+    pub async fn connect(url: &Url, codec: Codec, token: Option<&Secret>) -> Result<Self, ConnectError> {
+        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec, token))
             .await
             .map_err(|_| ConnectError::Timeout)?
     }
 
-    async fn connect_unhurried(url: &Url, codec: Codec) -> Result<Self, ConnectError> {
-        let halves = handshake::open(url, codec).await?;
+    async fn connect_unhurried(
+        url: &Url,
+        codec: Codec,
+        token: Option<&Secret>,
+    ) -> Result<Self, ConnectError> {
+        let halves = handshake::open(url, codec, token).await?;
         let (messages, incoming) = mpsc::channel(socket::INCOMING_MAX);
         let mut reader = JoinSet::new();
         reader.spawn(socket::read_loop(halves.reader, messages));
@@ -381,6 +386,7 @@ impl event::Welcome {
             server_ns: crate::wire::control::Digits(0),
             limits: event::Limits { message_bytes_max: 0, message_samples_max: 0 },
             settings: event::Settings { ping_ms: 0, pong_timeout_ms: 0 },
+            auth_timeout_ms: None,
         }
     }
 }
@@ -398,7 +404,7 @@ mod tests {
     use super::*;
 
     async fn connect(server: &Server) -> Result<Client, ConnectError> {
-        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf).await
+        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf, None).await
     }
 
     #[tokio::test]
@@ -434,7 +440,7 @@ mod tests {
                 }
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
-            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf), script);
+            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf, None), script);
             let error = connected.err().unwrap();
             assert!(error.to_string().starts_with(told), "{error} for {answer:?}");
             assert_eq!(error.retry(), retry, "{answer:?}");

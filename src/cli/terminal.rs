@@ -1,5 +1,6 @@
 //! What the commands share with the world: lines for a terminal, signals, and the runtime that they run on.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
@@ -118,6 +119,8 @@ pub(super) struct Shell<O> {
     pub(super) stop: Stop,
     /// From 0 up to 1, for the backoff.
     pub(super) random: fn() -> f64,
+    /// The environment, by a variable's name.
+    pub(super) variable: fn(&str) -> Option<OsString>,
 }
 
 impl<O> Shell<O> {
@@ -144,7 +147,8 @@ where
         match Stop::at_signals() {
             Ok(stop) => {
                 let (out, log) = (tokio::io::stdout(), Box::new(io::stderr()));
-                command(Shell { out, log, stop, random: fastrand::f64 }).await
+                let variable = |name: &str| std::env::var_os(name);
+                command(Shell { out, log, stop, random: fastrand::f64, variable }).await
             }
             Err(error) => {
                 eprintln!("error: cannot listen for signals: {error}");
