@@ -426,6 +426,7 @@ mod tests {
 
     use super::*;
     use crate::cli::stage::{Stage, TokenFile, assert_exit, play};
+    use crate::cli::terminal::Variable;
     use crate::client::scripted::Server;
 
     #[derive(Parser)]
@@ -667,7 +668,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_wants_a_token_gets_it_or_is_told_apart() {
-        let rows: [(fn(&str) -> Option<std::ffi::OsString>, &str); 2] = [
+        let rows: [(Variable, &str); 2] = [
             (
                 |_| None,
                 "error: this server wants a token; set TIDEWIRE_TOKEN, or give --token-file FILE; not connecting again\n",

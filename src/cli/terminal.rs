@@ -109,6 +109,9 @@ impl Stop {
     }
 }
 
+/// Looks a variable up.
+pub(super) type Variable = fn(&str) -> Option<OsString>;
+
 /// Where a command writes, when it ends, and its luck: all that a test replaces.
 pub(super) struct Shell<O> {
     /// Standard output.
@@ -120,7 +123,7 @@ pub(super) struct Shell<O> {
     /// From 0 up to 1, for the backoff.
     pub(super) random: fn() -> f64,
     /// The environment, by a variable's name.
-    pub(super) variable: fn(&str) -> Option<OsString>,
+    pub(super) variable: Variable,
 }
 
 impl<O> Shell<O> {
