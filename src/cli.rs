@@ -17,12 +17,15 @@ use crate::tls::Tls;
 
 use self::publish::PubArgs;
 use self::sub::SubArgs;
+use self::token::TokenArgs;
 
+mod bearer;
 pub mod publish;
 #[cfg(test)]
 mod stage;
 pub mod sub;
 mod terminal;
+pub mod token;
 
 /// The exit code of a wrong command line or configuration: `EX_USAGE` of BSD's `sysexits.h`.
 const USAGE: u8 = 64;
@@ -45,6 +48,7 @@ enum Command {
     Config(ConfigArgs),
     Sub(SubArgs),
     Pub(PubArgs),
+    Token(TokenArgs),
 }
 
 /// Every setting can be given here with --set, in the environment and in the file. A flag wins over the environment,
@@ -135,6 +139,7 @@ pub fn run() -> ExitCode {
         Command::Config(args) => run_config(&args),
         Command::Sub(args) => sub::run(args),
         Command::Pub(args) => publish::run(args),
+        Command::Token(args) => token::run(&args),
     }
 }
 
@@ -272,7 +277,7 @@ mod tests {
         match cli.command {
             None => cli.serve,
             Some(Command::Serve(args)) => args,
-            Some(Command::Config(_) | Command::Sub(_) | Command::Pub(_)) => panic!("{line} is not serve"),
+            Some(_) => panic!("{line} is not serve"),
         }
     }
 

@@ -26,6 +26,7 @@ pub use self::url::{Url, UrlError};
 use self::socket::Incoming;
 use self::stream::Stream;
 use crate::close::{CloseReason, Retry};
+use crate::config::Secret;
 use crate::wire::{Codec, proto};
 
 mod data;
@@ -176,19 +177,29 @@ pub struct Client {
 
 impl Client {
     /// Connects, upgrades with the codec's subprotocol and waits for the `welcome`. A server at `wss://` has to show a
-    /// certificate that `trust`, which was made for this address, trusts. Needs a tokio runtime with I/O and
-    /// time.
+    /// certificate that `trust`, which was made for this address, trusts. A token is shown in the handshake. Needs a tokio
+    /// runtime with I/O and time.
     ///
     /// # Errors
     /// Says what failed; [`ConnectError::retry`] says whether to try again.
-    pub async fn connect(url: &Url, codec: Codec, trust: &Trust) -> Result<Self, ConnectError> {
-        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec, trust))
+    pub async fn connect(
+        url: &Url,
+        codec: Codec,
+        trust: &Trust,
+        token: Option<&Secret>,
+    ) -> Result<Self, ConnectError> {
+        timeout(CONNECT_TIMEOUT, Self::connect_unhurried(url, codec, trust, token))
             .await
             .map_err(|_| ConnectError::Timeout)?
     }
 
-    async fn connect_unhurried(url: &Url, codec: Codec, trust: &Trust) -> Result<Self, ConnectError> {
-        let halves = handshake::open(url, codec, trust).await?;
+    async fn connect_unhurried(
+        url: &Url,
+        codec: Codec,
+        trust: &Trust,
+        token: Option<&Secret>,
+    ) -> Result<Self, ConnectError> {
+        let halves = handshake::open(url, codec, trust, token).await?;
         let (messages, incoming) = mpsc::channel(socket::INCOMING_MAX);
         let mut reader = JoinSet::new();
         reader.spawn(socket::read_loop(halves.reader, messages));
@@ -404,6 +415,7 @@ impl event::Welcome {
             server_ns: crate::wire::control::Digits(0),
             limits: event::Limits { message_bytes_max: 0, message_samples_max: 0 },
             settings: event::Settings { ping_ms: 0, pong_timeout_ms: 0 },
+            auth_timeout_ms: None,
         }
     }
 }
@@ -421,7 +433,7 @@ mod tests {
     use super::*;
 
     async fn connect(server: &Server) -> Result<Client, ConnectError> {
-        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf, &Trust::default()).await
+        Client::connect(&server.url().parse().unwrap(), Codec::Protobuf, &Trust::default(), None).await
     }
 
     #[tokio::test]
@@ -458,7 +470,7 @@ mod tests {
                 }
                 stream.write_all(answer.as_bytes()).await.unwrap();
             };
-            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf, &nobody), script);
+            let (connected, ()) = tokio::join!(Client::connect(&url, Codec::Protobuf, &nobody, None), script);
             let error = connected.err().unwrap();
             assert!(error.to_string().starts_with(told), "{error} for {answer:?}");
             assert_eq!(error.retry(), retry, "{answer:?}");

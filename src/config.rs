@@ -16,6 +16,7 @@ mod rule;
 mod secret;
 mod setting;
 
+pub mod file;
 pub mod load;
 
 pub use log::{LogFilter, LogFilterError, LogFormat};

@@ -33,7 +33,7 @@ use crate::worker::timer::Timer;
 use crate::worker::{Shared, TICK, Worker, gate};
 
 mod held;
-mod keys;
+pub(crate) mod keys;
 mod proxied;
 mod refuse;
 mod socket;

@@ -105,8 +105,11 @@ fn once<'a>(mut found: impl Iterator<Item = &'a str>) -> Result<Option<&'a str>,
     if found.next().is_some() { Err(NotAToken) } else { sound(token).map(Some) }
 }
 
-/// RFC 6750 section 2.1: the characters that a token can have.
-fn sound(token: &str) -> Result<&str, NotAToken> {
+/// The text, if it has only characters that a token can have (RFC 6750 section 2.1).
+///
+/// # Errors
+/// It has others, or none at all.
+pub fn sound(token: &str) -> Result<&str, NotAToken> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte);
     if token.is_empty() || !token.bytes().all(allowed) { Err(NotAToken) } else { Ok(token) }
 }

@@ -28,7 +28,12 @@ impl Signer {
         if text.trim_start().starts_with('{') {
             return Self::from_jwks(text, id);
         }
+        const WRONG: KeyError = KeyError::Key(1, "not a private key of RSA, P-256 or Ed25519 (PKCS #8)");
         let block = pem::parse(text).map_err(|_| KeyError::Form)?;
+        // The reader of RSA keys would take a public one, and fail when it signs.
+        if !block.tag().ends_with("PRIVATE KEY") {
+            return Err(WRONG);
+        }
         let text = pem::encode(&block);
         let key = text.as_bytes();
         // Each reads its own kind and no other.
@@ -36,7 +41,7 @@ impl Signer {
             .map(|key| (Algorithm::EdDsa, key))
             .or_else(|_| EncodingKey::from_ec_pem(key).map(|key| (Algorithm::Es256, key)))
             .or_else(|_| EncodingKey::from_rsa_pem(key).map(|key| (Algorithm::Rs256, key)))
-            .map_err(|_| KeyError::Key(1, "not a private key of RSA, P-256 or Ed25519 (PKCS #8)"))?;
+            .map_err(|_| WRONG)?;
         Ok(Self { id: id.map(Into::into), algorithm, issuer: None, audience: None, key })
     }
 

@@ -13,10 +13,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use self::line::{BadLine, Splitter};
 use self::pending::{InFlight, Pending, Read};
+use super::bearer::{self, Bearer};
 use super::terminal::{self, Escaped, Shell};
 use crate::client::{Client, Closed, Event, Message, Reconnect, SendError, Trust, Url, event};
 use crate::clock::Clock;
-use crate::close::CloseReason;
+use crate::close::{CloseReason, Retry};
+use crate::config::Secret;
+use crate::config::load::TOKEN_VARIABLE;
 use crate::pattern;
 use crate::wire::Codec;
 
@@ -66,6 +69,11 @@ pub struct PubArgs {
     /// Print what the server acknowledges: the channel, the sequences and the time that the answer took.
     #[arg(long)]
     pub ack: bool,
+
+    /// Show the token in FILE, which its owner alone may read. It is read again for each connection and when the token ends:
+    /// whoever replaces it in time keeps the connection [default: the token in TIDEWIRE_TOKEN, if there is one].
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Runs the command.
@@ -199,17 +207,25 @@ struct Tally {
     unreadable: u64,
 }
 
-async fn publish<I, O>(args: PubArgs, input: I, shell: Shell<O>) -> ExitCode
+async fn publish<I, O>(args: PubArgs, input: I, mut shell: Shell<O>) -> ExitCode
 where
     I: AsyncRead + Unpin + Send + 'static,
     O: AsyncWrite + Unpin,
 {
+    let bearer = match Bearer::new(args.token_file.as_deref(), (shell.variable)(TOKEN_VARIABLE)) {
+        Ok(bearer) => bearer,
+        Err(reason) => {
+            shell.log(format_args!("error: {reason}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let (sender, lines) = mpsc::channel(LINES_MAX);
     let mut reader = JoinSet::new();
     reader.spawn(read_lines(input, args.kind, args.rate, sender));
     let mut publisher = Publisher {
         args,
         shell,
+        bearer,
         lines,
         input_ended: false,
         pending: Pending::default(),
@@ -238,6 +254,7 @@ where
 struct Publisher<O> {
     args: PubArgs,
     shell: Shell<O>,
+    bearer: Bearer,
     lines: mpsc::Receiver<Input>,
     input_ended: bool,
     pending: Pending,
@@ -254,14 +271,19 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
     async fn connect_once(&mut self, trust: &Trust, backoff: &mut Reconnect) -> Result<(), Ended> {
         let mut stop = self.shell.stop.clone();
         let url = self.args.url.clone();
-        let connected = tokio::select! {
-            biased;
-            () = stop.wait() => return Err(Ended::Stopped),
-            connected = Client::connect(&url, Codec::Protobuf, trust) => connected,
-            () = self.collect() => return Err(Ended::Complete),
+        let connected = match self.bearer.show().map(Option::<&Secret>::cloned) {
+            Ok(token) => tokio::select! {
+                biased;
+                () = stop.wait() => return Err(Ended::Stopped),
+                connected = Client::connect(&url, Codec::Protobuf, trust, token.as_ref()) => Ok(connected),
+                () = self.collect() => return Err(Ended::Complete),
+            },
+            // Somebody may be replacing it.
+            Err(reason) => Err((reason, Retry::Backoff)),
         };
         let (why, retry) = match connected {
-            Ok(mut client) => {
+            Err(no_token) => no_token,
+            Ok(Ok(mut client)) => {
                 let began = Instant::now();
                 let ended = tokio::select! {
                     biased;
@@ -280,9 +302,9 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
                         "{lost} samples were sent and not acknowledged when the connection ended; they may be lost"
                     ));
                 }
-                (closed.to_string(), closed.retry)
+                self.bearer.lost(&closed)
             }
-            Err(error) => (error.to_string(), error.retry()),
+            Ok(Err(error)) => self.bearer.failed(&error),
         };
         let why = Escaped(&why);
         let Some(delay) = backoff.delay(retry, (self.shell.random)()) else {
@@ -327,6 +349,15 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
 
     /// Advertises and publishes, until the connection or the input ends.
     async fn serve(&mut self, client: &mut Client) -> Ended {
+        if client.welcome().auth_timeout_ms.is_some() {
+            match self.bearer.demanded() {
+                Ok(token) => self.show_token(client, Ok(token)).await,
+                Err(why) => {
+                    self.shell.log(format_args!("error: {why}; not connecting again"));
+                    return Ended::Refused;
+                }
+            }
+        }
         let channel = match self.advertise(client).await {
             Ok(channel) => channel,
             Err(ended) => return ended,
@@ -346,6 +377,7 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
                 }
             };
             tokio::select! {
+                token = self.bearer.look() => self.show_token(client, token).await,
                 message = client.recv() => {
                     if let Err(ended) = self.message(message).await {
                         return ended;
@@ -362,6 +394,19 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
                 }
             }
         }
+    }
+
+    /// Shows another token on the connection, or tells why there is none.
+    async fn show_token(&mut self, client: &mut Client, token: Result<Secret, String>) {
+        let why = match token {
+            Ok(token) => match bearer::send(client, &token).await {
+                Err(error @ SendError::TooBig { .. }) => error.to_string(),
+                // A lost connection says so itself.
+                Ok(()) | Err(SendError::Lost(_)) => return,
+            },
+            Err(why) => why,
+        };
+        self.shell.log(format_args!("error: no other token: {}", Escaped(&why)));
     }
 
     /// The lines that are there already, so that they share a publish; a lone line has not waited for them.
@@ -453,6 +498,13 @@ impl<O: AsyncWrite + Unpin> Publisher<O> {
             Message::Control(Event::Goodbye(goodbye)) => {
                 self.shell.log(format_args!("the server says goodbye: {}", Escaped(&goodbye.reason)));
             }
+            Message::Control(Event::Authenticated(_)) => self.bearer.settled(),
+            Message::Control(Event::TokenExpiring(_)) => {
+                if !self.bearer.expiring() {
+                    let remedy = "with --token-file the next one would be taken from a file";
+                    self.shell.log(format_args!("the token ends soon; {remedy}"));
+                }
+            }
             Message::Control(_) | Message::Frame(_) => {}
         }
         Ok(())
@@ -500,7 +552,7 @@ mod tests {
     use serde_json::Value as Json;
 
     use super::*;
-    use crate::cli::stage::{Stage, assert_exit, play};
+    use crate::cli::stage::{Stage, TokenFile, assert_exit, play};
     use crate::client::scripted::{Peer, Server};
     use crate::wire::proto::{Publish, sample::Value};
 
@@ -713,6 +765,50 @@ mod tests {
         };
         assert_exit(play(command, script).await, ExitCode::FAILURE);
         assert_eq!(stage.log.text(), "error: forbidden: not yours\n");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_shown_and_the_next_one_while_lines_come() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let file = TokenFile::new("a.b.c");
+        let (mut keyboard, input) = tokio::io::duplex(64);
+        let options = ["--token-file", file.path.to_str().unwrap()];
+        let command = publish(args(&server.url(), &options), input, stage.shell());
+        let script = async {
+            let mut peer = server.accept().await;
+            assert_eq!(peer.authorization.as_deref(), Some("Bearer a.b.c"));
+            advertise(&mut peer, 9).await;
+            file.write("d.e.f", 0o600);
+            peer.say(&json!({"type": "token_expiring", "expires_s": 5})).await;
+            assert_eq!(peer.request().await, json!({"type": "auth", "id": 0, "token": "d.e.f"}));
+            peer.say(&json!({"type": "authenticated", "id": 0, "user": "a", "expires_s": 9})).await;
+            keyboard.write_all(b"1\n").await.unwrap();
+            let taken = peer.publish().await;
+            peer.say(&ack(&taken, 17)).await;
+            peer.fence().await;
+            peer.close(4401).await;
+        };
+        assert_exit(play(command, script).await, ExitCode::FAILURE);
+        assert_eq!(
+            stage.log.text(),
+            "publishing on a.b from #17\n\
+             error: bye (4401); another token is needed; not connecting again\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_wants_a_token_is_told_apart() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let (_keyboard, input) = tokio::io::duplex(64);
+        let command = publish(args(&server.url(), &[]), input, stage.shell());
+        let script = async {
+            let peer = server.accept_with(&json!({"auth_timeout_ms": 10_000})).await;
+            assert_eq!(peer.authorization, None);
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::FAILURE);
+        let words = "error: this server wants a token; set TIDEWIRE_TOKEN, or give --token-file FILE; not connecting again\n";
+        assert_eq!(stage.log.text(), words);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What a command's test puts around it: outputs to look at, a stop to give, and luck that is none.
 
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -78,7 +81,29 @@ impl Stage {
             log: Box::new(self.log.clone()),
             stop: self.stopped.clone(),
             random: || 0.0,
+            variable: |_| None,
         }
+    }
+}
+
+/// A file with a token, gone with the test.
+pub(super) struct TokenFile {
+    _folder: tempfile::TempDir,
+    pub(super) path: PathBuf,
+}
+
+impl TokenFile {
+    pub(super) fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let this = Self { _folder: folder, path };
+        this.write(text, 0o600);
+        this
+    }
+
+    pub(super) fn write(&self, text: &str, mode: u32) {
+        fs::write(&self.path, text).unwrap();
+        fs::set_permissions(&self.path, Permissions::from_mode(mode)).unwrap();
     }
 }
 

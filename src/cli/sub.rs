@@ -10,10 +10,13 @@ use tokio::time::{Instant, sleep};
 
 use self::channels::{Channels, Since};
 use self::line::{Report, push_sample_json, push_sample_text};
+use super::bearer::{self, AUTH_ID, Bearer};
 use super::terminal::{self, Escaped, Shell};
-use crate::client::{Client, Closed, Event, Message, Reconnect, Trust, Url, samples};
+use crate::client::{Client, Closed, Event, Message, Reconnect, SendError, Trust, Url, samples};
 use crate::clock::Clock;
-use crate::close::CloseReason;
+use crate::close::{CloseReason, Retry};
+use crate::config::Secret;
+use crate::config::load::TOKEN_VARIABLE;
 use crate::pattern::Pattern;
 use crate::wire::{Codec, proto};
 
@@ -69,6 +72,11 @@ pub struct SubArgs {
     /// End after this many samples.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+
+    /// Show the token in FILE, which its owner alone may read. It is read again for each connection and when the token ends:
+    /// whoever replaces it in time keeps the connection [default: the token in TIDEWIRE_TOKEN, if there is one].
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Runs the command. 0 after Ctrl-C, SIGTERM, `--count` or a closed output; 1 if the server refuses it for good.
@@ -77,7 +85,7 @@ pub fn run(args: SubArgs) -> ExitCode {
     terminal::run(|shell| watch(args, shell))
 }
 
-fn parse_pattern(text: &str) -> Result<String, String> {
+pub(super) fn parse_pattern(text: &str) -> Result<String, String> {
     // The length is the server's to limit.
     Pattern::parse(text, usize::MAX).map(|_| text.to_owned()).map_err(|error| format!("it {error}"))
 }
@@ -130,9 +138,22 @@ async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, mut shell: Shell<O>) -> Exi
             return ExitCode::FAILURE;
         }
     };
+    let bearer = match Bearer::new(args.token_file.as_deref(), (shell.variable)(TOKEN_VARIABLE)) {
+        Ok(bearer) => bearer,
+        Err(reason) => {
+            shell.log(format_args!("error: {reason}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let mut backoff = Reconnect::new();
-    let mut view =
-        View { remaining: args.count, args, shell, channels: Channels::default(), lines: String::new() };
+    let mut view = View {
+        remaining: args.count,
+        args,
+        shell,
+        bearer,
+        channels: Channels::default(),
+        lines: String::new(),
+    };
     let ended = loop {
         if let Err(ended) = view.connect_once(&url, &trust, &mut backoff).await {
             break ended;
@@ -152,6 +173,7 @@ async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, mut shell: Shell<O>) -> Exi
 struct View<O> {
     args: SubArgs,
     shell: Shell<O>,
+    bearer: Bearer,
     channels: Channels,
     /// Samples that are still wanted.
     remaining: Option<u64>,
@@ -162,13 +184,18 @@ struct View<O> {
 impl<O: AsyncWrite + Unpin> View<O> {
     /// One connection, from its attempt to the wait before the next one. `Err` if there is no next one.
     async fn connect_once(&mut self, url: &Url, trust: &Trust, backoff: &mut Reconnect) -> Result<(), Ended> {
-        let connected = tokio::select! {
-            biased;
-            () = self.shell.stop.wait() => return Err(Ended::Done),
-            connected = Client::connect(url, Codec::Protobuf, trust) => connected,
+        let connected = match self.bearer.show() {
+            Ok(token) => tokio::select! {
+                biased;
+                () = self.shell.stop.wait() => return Err(Ended::Done),
+                connected = Client::connect(url, Codec::Protobuf, trust, token) => Ok(connected),
+            },
+            // Somebody may be replacing it.
+            Err(reason) => Err((reason, Retry::Backoff)),
         };
         let (why, retry) = match connected {
-            Ok(mut client) => {
+            Err(no_token) => no_token,
+            Ok(Ok(mut client)) => {
                 let began = Instant::now();
                 let ended = self.receive(&mut client).await;
                 let Ended::Closed(closed) = ended else {
@@ -177,9 +204,9 @@ impl<O: AsyncWrite + Unpin> View<O> {
                 };
                 backoff.ended(began.elapsed());
                 self.channels.disconnected();
-                (closed.to_string(), closed.retry)
+                self.bearer.lost(&closed)
             }
-            Err(error) => (error.to_string(), error.retry()),
+            Ok(Err(error)) => self.bearer.failed(&error),
         };
         let Some(delay) = backoff.delay(retry, (self.shell.random)()) else {
             self.report(&Report::GivenUp { why: &why }).await?;
@@ -207,6 +234,15 @@ impl<O: AsyncWrite + Unpin> View<O> {
     }
 
     async fn receive_all(&mut self, client: &mut Client) -> Result<std::convert::Infallible, Ended> {
+        if client.welcome().auth_timeout_ms.is_some() {
+            match self.bearer.demanded() {
+                Ok(token) => self.show_token(client, Ok(token)).await?,
+                Err(why) => {
+                    self.report(&Report::GivenUp { why: &why }).await?;
+                    return Err(Ended::Refused);
+                }
+            }
+        }
         for (index, pattern) in self.args.patterns.iter().enumerate() {
             let request = Subscribe {
                 r#type: "subscribe",
@@ -223,12 +259,34 @@ impl<O: AsyncWrite + Unpin> View<O> {
             }
         }
         loop {
-            match client.recv().await {
+            let message = tokio::select! {
+                // Samples that always come must not keep the token from being renewed.
+                biased;
+                token = self.bearer.look() => {
+                    self.show_token(client, token).await?;
+                    continue;
+                }
+                message = client.recv() => message,
+            };
+            match message {
                 Message::Frame(frame) => self.frame(&frame).await?,
                 Message::Control(event) => self.event(event).await?,
                 Message::Closed(closed) => return Err(Ended::Closed(closed)),
             }
         }
+    }
+
+    /// Shows another token on the connection, or tells why there is none.
+    async fn show_token(&mut self, client: &mut Client, token: Result<Secret, String>) -> Result<(), Ended> {
+        let why = match token {
+            Ok(token) => match bearer::send(client, &token).await {
+                Err(error @ SendError::TooBig { .. }) => error.to_string(),
+                // A lost connection says so itself.
+                Ok(()) | Err(SendError::Lost(_)) => return Ok(()),
+            },
+            Err(why) => why,
+        };
+        self.report(&Report::NoToken { why: &why }).await
     }
 
     async fn frame(&mut self, frame: &proto::Frame) -> Result<(), Ended> {
@@ -280,10 +338,31 @@ impl<O: AsyncWrite + Unpin> View<O> {
             Event::Error(error) => {
                 self.report(&Report::Error { id: error.id, code: &error.code, message: &error.message })
                     .await?;
-                // Only subscriptions have been asked for: one that is refused would be missed silently.
-                if error.id.is_some() { Err(Ended::Refused) } else { Ok(()) }
+                match error.id {
+                    // The token before it holds until it ends.
+                    None | Some(AUTH_ID) => Ok(()),
+                    // A subscription that is refused would be missed silently.
+                    Some(_) => Err(Ended::Refused),
+                }
             }
             Event::Goodbye(goodbye) => self.report(&Report::Goodbye { reason: &goodbye.reason }).await,
+            Event::Authenticated(now) => {
+                self.bearer.settled();
+                let (user, expires_s) = (&now.user, now.expires_s);
+                self.report(&Report::Authenticated { user, expires_s }).await
+            }
+            Event::TokenExpiring(soon) => {
+                let remedy = if self.bearer.expiring() {
+                    "the next one is taken from its file as soon as it is there"
+                } else {
+                    "with --token-file the next one would be taken from a file"
+                };
+                self.report(&Report::TokenExpiring { expires_s: soon.expires_s, remedy }).await
+            }
+            // Nobody has asked for it: the new token gives no right to it, and the server has said so.
+            Event::Unsubscribed(ended) if self.args.patterns.contains(&ended.subscription) => {
+                Err(Ended::Refused)
+            }
             Event::Welcome(_)
             | Event::Unsubscribed(_)
             | Event::Advertised(_)
@@ -358,7 +437,8 @@ mod tests {
     use tokio_tungstenite::tungstenite::Message as WsMessage;
 
     use super::*;
-    use crate::cli::stage::{Stage, assert_exit, play};
+    use crate::cli::stage::{Stage, TokenFile, assert_exit, play};
+    use crate::cli::terminal::Variable;
     use crate::client::scripted::Server;
 
     #[derive(Parser)]
@@ -513,7 +593,10 @@ mod tests {
     async fn advice_not_to_come_back_ends_it() {
         // A close code, or a message that no server should send, and the code that the client ends with.
         let rows: [(WsMessage, &str); 4] = [
-            (WsMessage::Close(Some(closing(4403))), "error: denied (4403); not connecting again\n"),
+            (
+                WsMessage::Close(Some(closing(4403))),
+                "error: denied (4403); the token was revoked; not connecting again\n",
+            ),
             (WsMessage::text("{"), "(1003); not connecting again\n"),
             (WsMessage::binary(vec![0xFF]), "(1003); not connecting again\n"),
             (WsMessage::binary(vec![0; MESSAGE_TOO_BIG]), "(1009); not connecting again\n"),
@@ -552,6 +635,104 @@ mod tests {
         };
         assert_exit(play(command, script).await, ExitCode::SUCCESS);
         assert_eq!(stage.log.text(), "");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_shown_and_the_next_one_on_the_same_connection() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let file = TokenFile::new("a.b.c\n");
+        let options = ["a", "--token-file", file.path.to_str().unwrap()];
+        // The file wins.
+        let shell = Shell { variable: |_| Some("x.y.z".into()), ..stage.shell() };
+        let command = watch(args(&server.url(), &options), shell);
+        let script = async {
+            let mut peer = server.accept().await;
+            assert_eq!(peer.authorization.as_deref(), Some("Bearer a.b.c"));
+            assert_eq!(peer.request().await["type"], "subscribe");
+            file.write("d.e.f", 0o600);
+            peer.say(&json!({"type": "token_expiring", "expires_s": 5})).await;
+            assert_eq!(peer.request().await, json!({"type": "auth", "id": 0, "token": "d.e.f"}));
+            // A token that is not taken is not the end: the one before it still holds, and a third may come.
+            peer.say(&json!({"type": "error", "id": 0, "code": "unauthorized", "message": "no"})).await;
+            peer.fence().await;
+            file.write("g.h.i", 0o600);
+            assert_eq!(peer.request().await, json!({"type": "auth", "id": 0, "token": "g.h.i"}));
+            peer.say(&json!({"type": "authenticated", "id": 0, "user": "alice", "expires_s": 86_399})).await;
+            peer.fence().await;
+            // Too late for this connection, and in time for the next one.
+            file.write("j.k.l", 0o600);
+            peer.close(4401).await;
+            let mut peer = server.accept().await;
+            assert_eq!(peer.authorization.as_deref(), Some("Bearer j.k.l"));
+            assert_eq!(peer.request().await["type"], "subscribe");
+            peer.close(4401).await;
+        };
+        assert_exit(play(command, script).await, ExitCode::FAILURE);
+        assert_eq!(
+            stage.log.text(),
+            "the token ends at 00:00:05.000; the next one is taken from its file as soon as it is there\n\
+             error: unauthorized: no\n\
+             the server takes the token of alice until 23:59:59.000\n\
+             reconnecting in 0.0 s (attempt 1): bye (4401); the token file has another one by now\n\
+             error: bye (4401); another token is needed; not connecting again\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_wants_a_token_gets_it_or_is_told_apart() {
+        let rows: [(Variable, &str); 2] = [
+            (
+                |_| None,
+                "error: this server wants a token; set TIDEWIRE_TOKEN, or give --token-file FILE; not connecting again\n",
+            ),
+            (|name| (name == "TIDEWIRE_TOKEN").then(|| "a.b.c".into()), ""),
+        ];
+        for (variable, told) in rows {
+            let (server, stage) = (Server::bind().await, Stage::new());
+            let shell = Shell { variable, ..stage.shell() };
+            let command = watch(args(&server.url(), &["a"]), shell);
+            let script = async {
+                // What is on the way may take the header out, as this one does.
+                let mut peer = server.accept_with(&json!({"auth_timeout_ms": 10_000})).await;
+                if variable("TIDEWIRE_TOKEN").is_some() {
+                    assert_eq!(peer.request().await, json!({"type": "auth", "id": 0, "token": "a.b.c"}));
+                    assert_eq!(peer.request().await["type"], "subscribe");
+                    stage.stop.send(true).unwrap();
+                }
+                assert_eq!(peer.closed().await, Some(1000));
+            };
+            let expected = if told.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+            assert_exit(play(command, script).await, expected);
+            assert_eq!(stage.log.text(), told);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_new_token_gives_no_right_to_is_missed_aloud() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let command = watch(args(&server.url(), &["a"]), stage.shell());
+        let script = async {
+            let mut peer = server.accept().await;
+            peer.request().await;
+            let ended = |name: &str| json!({"type": "unsubscribed", "subscription": name, "channels": []});
+            peer.say(&ended("$user.alice")).await;
+            peer.fence().await;
+            peer.say(&json!({"type": "error", "code": "forbidden", "message": "not a"})).await;
+            peer.say(&ended("a")).await;
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::FAILURE);
+        assert_eq!(stage.log.text(), "error: forbidden: not a\n");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_cannot_be_one_is_told_before_anything_is_sent() {
+        let stage = Stage::new();
+        let shell = Shell { variable: |_| Some("a b".into()), ..stage.shell() };
+        let code = watch(args("ws://127.0.0.1:1/ws", &["a"]), shell).await;
+        assert_exit(code, ExitCode::FAILURE);
+        let words = "error: TIDEWIRE_TOKEN: it is not a token alone; `tidewire token mint` makes one\n";
+        assert_eq!(stage.log.text(), words);
     }
 
     /// Nothing listens, so time can be paused: no answer is waited for.

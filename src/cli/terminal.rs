@@ -1,5 +1,6 @@
 //! What the commands share with the world: lines for a terminal, signals, and the runtime that they run on.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
@@ -28,10 +29,21 @@ impl fmt::Display for Escaped<'_> {
 /// Appends `value` as one line of JSON, with everything outside printable characters as `\uXXXX`: JSON itself escapes
 /// only the first 32, and a terminal obeys more.
 pub(super) fn push_json(line: &mut String, value: &impl serde::Serialize) -> serde_json::Result<()> {
-    let json = serde_json::to_string(value)?;
+    push_printable(line, &serde_json::to_string(value)?);
+    Ok(())
+}
+
+/// The same over several lines, as people read it.
+pub(super) fn push_json_pretty(lines: &mut String, value: &impl serde::Serialize) -> serde_json::Result<()> {
+    push_printable(lines, &serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn push_printable(line: &mut String, json: &str) {
     for character in json.chars() {
         match character {
-            '"' | '\'' | '\\' => line.push(character),
+            // A new line stands between members only: within a text it is spelled.
+            '"' | '\'' | '\\' | '\n' => line.push(character),
             _ if character.escape_debug().len() == 1 => line.push(character),
             _ => {
                 for unit in character.encode_utf16(&mut [0; 2]) {
@@ -42,7 +54,6 @@ pub(super) fn push_json(line: &mut String, value: &impl serde::Serialize) -> ser
         }
     }
     line.push('\n');
-    Ok(())
 }
 
 /// The time of day, UTC, of an instant in nanoseconds since the Unix epoch.
@@ -98,6 +109,9 @@ impl Stop {
     }
 }
 
+/// Looks a variable up.
+pub(super) type Variable = fn(&str) -> Option<OsString>;
+
 /// Where a command writes, when it ends, and its luck: all that a test replaces.
 pub(super) struct Shell<O> {
     /// Standard output.
@@ -108,6 +122,8 @@ pub(super) struct Shell<O> {
     pub(super) stop: Stop,
     /// From 0 up to 1, for the backoff.
     pub(super) random: fn() -> f64,
+    /// The environment, by a variable's name.
+    pub(super) variable: Variable,
 }
 
 impl<O> Shell<O> {
@@ -134,7 +150,8 @@ where
         match Stop::at_signals() {
             Ok(stop) => {
                 let (out, log) = (tokio::io::stdout(), Box::new(io::stderr()));
-                command(Shell { out, log, stop, random: fastrand::f64 }).await
+                let variable = |name: &str| std::env::var_os(name);
+                command(Shell { out, log, stop, random: fastrand::f64, variable }).await
             }
             Err(error) => {
                 eprintln!("error: cannot listen for signals: {error}");
@@ -176,6 +193,10 @@ mod tests {
         let printable = |c: char| matches!(c, '"' | '\\') || c.escape_debug().len() == 1;
         assert!(line.strip_suffix('\n').unwrap().chars().all(printable), "{line}");
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
+        let mut lines = String::new();
+        push_json_pretty(&mut lines, &[text, "b"]).unwrap();
+        assert_eq!(lines.lines().count(), 4, "{lines}");
+        assert!(lines.lines().all(|line| line.chars().all(printable)), "{lines}");
     }
 
     #[test]

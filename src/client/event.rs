@@ -14,7 +14,11 @@ pub enum Event {
     Welcome(Welcome),
     /// Answer to `subscribe`.
     Subscribed(Subscribed),
-    /// Answer to `unsubscribe`.
+    /// Answer to `auth`.
+    Authenticated(Authenticated),
+    /// The token ends soon, and the connection with it, unless an `auth` brings another.
+    TokenExpiring(TokenExpiring),
+    /// Answer to `unsubscribe`, or the end of a subscription that a new token gives no right to.
     Unsubscribed(Unsubscribed),
     /// Answer to `advertise`; `seq` is the sequence of the next sample.
     Advertised(Advertised),
@@ -52,6 +56,8 @@ pub struct Welcome {
     pub limits: Limits,
     /// What the server does if not asked otherwise.
     pub settings: Settings,
+    /// The time to send an `auth`, in milliseconds, where the server wants one before anything else.
+    pub auth_timeout_ms: Option<u64>,
 }
 
 /// `welcome.limits`, those that a client needs.
@@ -91,6 +97,24 @@ pub struct Subscribed {
     pub max_rate_hz: Option<f64>,
     /// The channels that match now.
     pub channels: Vec<ChannelEntry>,
+}
+
+/// `authenticated`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Authenticated {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The owner of `$user.ID`.
+    pub user: String,
+    /// When the token ends, in seconds of Unix time.
+    pub expires_s: u64,
+}
+
+/// `token_expiring`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct TokenExpiring {
+    /// When, in seconds of Unix time.
+    pub expires_s: u64,
 }
 
 /// `unsubscribed`.
@@ -314,6 +338,18 @@ mod tests {
                     received_ns: Digits(u64::MAX),
                     sent_ns: Digits(7),
                 }),
+            ),
+            (
+                control::Event::Authenticated { id: Some(0), user: "alice", expires_s: Some(1_763_867_691) },
+                Event::Authenticated(Authenticated {
+                    id: Some(0),
+                    user: "alice".into(),
+                    expires_s: 1_763_867_691,
+                }),
+            ),
+            (
+                control::Event::TokenExpiring { expires_s: 1_763_867_691 },
+                Event::TokenExpiring(TokenExpiring { expires_s: 1_763_867_691 }),
             ),
             (
                 control::Event::Goodbye { reason: "drain", reconnect_after_ms: 1_500, positions: &[] },

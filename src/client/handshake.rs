@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fastwebsockets::{Role, WebSocketRead};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap};
+use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sha1::{Digest, Sha1};
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::stream::{Stream, Trust, connect};
 use super::{ConnectError, Url};
+use crate::config::Secret;
 use crate::wire::Codec;
 
 /// Bytes of the server's answer, head and body of a refusal each.
@@ -37,10 +38,15 @@ pub(super) struct Halves {
 }
 
 /// Connects and upgrades.
-pub(super) async fn open(url: &Url, codec: Codec, trust: &Trust) -> Result<Halves, ConnectError> {
+pub(super) async fn open(
+    url: &Url,
+    codec: Codec,
+    trust: &Trust,
+    token: Option<&Secret>,
+) -> Result<Halves, ConnectError> {
     let stream = connect(url, trust).await?;
     let key = fastwebsockets::handshake::generate_key();
-    let request = Request::get(url.target())
+    let mut request = Request::get(url.target())
         .header(header::HOST, url.authority())
         .header(header::UPGRADE, "websocket")
         .header(header::CONNECTION, "Upgrade")
@@ -49,6 +55,12 @@ pub(super) async fn open(url: &Url, codec: Codec, trust: &Trust) -> Result<Halve
         .header(header::SEC_WEBSOCKET_PROTOCOL, codec.subprotocol())
         .body(Empty::<Bytes>::new())
         .map_err(|_| ConnectError::Handshake("the address does not fit an HTTP request"))?;
+    if let Some(token) = token {
+        let mut bearer = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
+            .map_err(|_| ConnectError::Handshake("the token does not fit an HTTP request"))?;
+        bearer.set_sensitive(true);
+        request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    }
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(ANSWER_BYTES_MAX)
         .max_headers(HEADERS_MAX)

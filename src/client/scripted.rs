@@ -27,30 +27,38 @@ impl Server {
 
     /// The next client, greeted.
     pub(crate) async fn accept(&self) -> Peer {
+        self.accept_with(&json!({})).await
+    }
+
+    /// The next client, greeted with these members of the welcome beside the usual ones.
+    pub(crate) async fn accept_with(&self, more: &Value) -> Peer {
         let mut peer = self.accept_silently().await;
-        peer.say(&json!({
+        let mut welcome = json!({
             "type": "welcome", "protocol": "tidewire.v1", "connection": 17, "server_ns": "1763864091123456789",
             "limits": {"message_bytes_max": 65536, "message_samples_max": 4, "later": 1},
             "settings": {"max_delay_ms": 10, "ping_ms": 25000, "pong_timeout_ms": 10000},
-        }))
-        .await;
+        });
+        welcome.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        peer.say(&welcome).await;
         peer
     }
 
     /// The next client, without the welcome.
     pub(crate) async fn accept_silently(&self) -> Peer {
         let (stream, _) = self.listener.accept().await.unwrap();
-        let mut target = String::new();
+        let (mut target, mut authorization) = (String::new(), None);
         #[expect(clippy::result_large_err, reason = "the signature is tungstenite's")]
         let check = |request: &Request, mut response: Response| {
             target = request.uri().to_string();
+            let bearer = request.headers().get("authorization");
+            authorization = bearer.map(|value| value.to_str().unwrap().to_owned());
             assert_eq!(request.headers()["sec-websocket-protocol"], "tidewire.v1");
             assert!(!request.headers().contains_key("sec-websocket-extensions"));
             response.headers_mut().insert("sec-websocket-protocol", "tidewire.v1".parse().unwrap());
             Ok(response)
         };
         let socket = tokio_tungstenite::accept_hdr_async(stream, check).await.unwrap();
-        Peer { socket, target }
+        Peer { socket, target, authorization }
     }
 }
 
@@ -58,6 +66,8 @@ pub(crate) struct Peer {
     socket: WebSocketStream<TcpStream>,
     /// What the request line asked for.
     pub(crate) target: String,
+    /// The `Authorization` that it came with.
+    pub(crate) authorization: Option<String>,
 }
 
 impl Peer {

@@ -3,14 +3,12 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::file;
 use super::problem::{Place, nearest, nearest_key, printable, quoted, shown, unknown};
 use super::relation::{RELATIONS, Relation};
 use super::rule::{RULES, Rule};
@@ -24,9 +22,6 @@ pub const FILE_VARIABLE: &str = "TIDEWIRE_CONFIG";
 
 /// The variable that holds the token of the client commands.
 pub const TOKEN_VARIABLE: &str = "TIDEWIRE_TOKEN";
-
-/// The largest file that is read, in bytes: many times the whole default file, and an end for `/dev/zero`.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A setting given on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +104,7 @@ impl Layers {
     /// Adds the TOML file at `path`. A file that cannot be read is a problem of its own.
     pub fn file(&mut self, path: &Path) {
         let name = printable(&path.to_string_lossy());
-        match read(path) {
+        match file::read(path) {
             Ok((text, mode)) => {
                 self.toml(&name, &text);
                 if mode & 0o077 != 0 {
@@ -376,18 +371,6 @@ impl Document<'_> {
             _ => shown(self.text.get(value.span()).unwrap_or_default()),
         }
     }
-}
-
-/// Reads a file of at most [`FILE_BYTES_MAX`] bytes; with its mode.
-fn read(path: &Path) -> io::Result<(String, u32)> {
-    let mut text = String::new();
-    let file = File::open(path)?;
-    let mode = file.metadata()?.permissions().mode();
-    let bytes = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if bytes as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
-    }
-    Ok((text, mode))
 }
 
 #[cfg(test)]
@@ -834,7 +817,7 @@ mod tests {
     fn a_file_that_cannot_be_read_is_a_mistake_beside_others() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let big = directory.path().join("big.toml");
-        std::fs::write(&big, vec![b'\n'; usize::try_from(FILE_BYTES_MAX).expect("fits") + 1])
+        std::fs::write(&big, vec![b'\n'; usize::try_from(file::FILE_BYTES_MAX).expect("fits") + 1])
             .expect("written");
         let latin = directory.path().join("latin.toml");
         std::fs::write(&latin, b"# \xe9\n").expect("written");

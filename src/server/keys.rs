@@ -1,23 +1,20 @@
 //! The keys that tokens are checked with: read from their file, and again when it changes. Never says what is in one.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::auth::KeyId;
 use crate::auth::keyring::{Defaults, Keyring};
-use crate::config::Config;
+use crate::config::{Config, file};
 use crate::hub::router::ToWorker;
 use crate::worker::Shared;
 
 /// How often the file is looked at. A look, not a watch of the kernel's: mounted secrets change by a link two folders up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The largest file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// What changes when a file does, or who may read it: when it was written, when anything about it was, its length, its number.
 pub(super) type Version = (SystemTime, i64, i64, u64, u64);
@@ -30,31 +27,9 @@ pub(super) fn load(config: &Config) -> io::Result<Keyring> {
     let auth = &config.auth;
     let defaults = Defaults { issuer: auth.issuer.as_deref(), audience: auth.audience.as_deref() };
     let mut keys = match auth.keys_file.get() {
-        Some(path) => {
-            let explain = |reason: String| {
-                io::Error::other(format!(
-                    "auth.keys_file = \"{}\": {reason}",
-                    path.display().to_string().escape_debug()
-                ))
-            };
-            let (text, mode) = read(path).map_err(|error| explain(format!("it cannot be read: {error}")))?;
-            let keys = Keyring::parse(&text, defaults).map_err(|error| explain(error.to_string()))?;
-            if mode & 0o022 != 0 {
-                let reason = format!(
-                    "others could put keys of theirs in it (mode {:03o}); chmod go-w the file",
-                    mode & 0o777
-                );
-                return Err(explain(reason));
-            }
-            if keys.has_secret() && mode & 0o077 != 0 {
-                let reason = format!(
-                    "others can read the secret in it (mode {:03o}); chmod 600 the file",
-                    mode & 0o777
-                );
-                return Err(explain(reason));
-            }
-            keys
-        }
+        Some(path) => read(path, defaults).map_err(|reason| {
+            io::Error::other(format!("auth.keys_file = \"{}\": {reason}", auth.keys_file))
+        })?,
         None => Keyring::default(),
     };
     if !auth.secret.is_empty() {
@@ -64,14 +39,22 @@ pub(super) fn load(config: &Config) -> io::Result<Keyring> {
     Ok(keys)
 }
 
-fn read(path: &Path) -> io::Result<(String, u32)> {
-    let mut text = String::new();
-    let file = File::open(path)?;
-    let mode = file.metadata()?.permissions().mode();
-    if file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)? as u64 > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
+/// The keys of a file, as a server takes them.
+///
+/// # Errors
+/// Says what is wrong with it, or that others can read a secret in it.
+pub(crate) fn read(path: &Path, defaults: Defaults<'_>) -> Result<Keyring, String> {
+    let (text, mode) = file::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let keys = Keyring::parse(&text, defaults).map_err(|error| error.to_string())?;
+    let writable = || {
+        let reason =
+            format!("others could put keys of theirs in it (mode {:03o}); chmod go-w the file", mode & 0o777);
+        (mode & 0o022 != 0).then_some(reason)
+    };
+    match file::open_to_others(mode).filter(|_| keys.has_secret()).or_else(writable) {
+        Some(reason) => Err(reason),
+        None => Ok(keys),
     }
-    Ok((text, mode))
 }
 
 /// Which version of the file is there.
@@ -130,6 +113,8 @@ pub(super) fn pass_over(keys: &Keyring) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::auth::signer;
 

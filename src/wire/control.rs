@@ -200,6 +200,7 @@ pub enum Event<'a> {
         /// The owner of `$user.ID`.
         user: &'a str,
         /// When the token ends, in seconds of Unix time.
+        #[serde(skip_serializing_if = "Option::is_none")]
         expires_s: Option<u64>,
     },
     /// The token ends soon: the connection, too, unless an `auth` brings another.

@@ -9,10 +9,10 @@ use tidewire::auth::signer::{self, Signer};
 use tidewire::wire::Codec;
 use tidewire::wire::proto::sample;
 
-use crate::support::issuer::{now_s, token, token_as, trust, with_rights};
+use crate::support::issuer::{SECRET, now_s, token, token_as, trust, with_rights};
 use crate::support::{
-    Client, Handshake, Message, Options, Peer, Response, TestServer, ask, http, masked, publish_message,
-    wait_for,
+    Client, Handshake, Message, Options, Peer, Process, Response, TestServer, ask, http, masked,
+    publish_message, wait_for,
 };
 
 const ALL: &str = r#"{"subscribe":[">"],"publish":[">","$user.*"]}"#;
@@ -587,4 +587,71 @@ fn keys_are_read_again_and_whoever_came_with_one_that_is_gone_has_to_leave() {
     assert_eq!(status(&old), 401);
     assert_eq!(with_old.error(), "unauthorized");
     assert_eq!(with_old.close_code(), Some(4401));
+}
+
+/// However a token comes, and whatever becomes of it: neither it nor its signature nor a key is in a log at the most verbose
+/// level, on a page, or in an answer.
+#[test]
+fn no_secret_is_in_any_output() {
+    const ADMIN: &str = "admin-token-that-nobody-guesses-at-all";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tidewire.toml");
+    let toml = format!(
+        "[auth]\nsecret = \"{SECRET}\"\ncookie = \"tw\"\nquery = true\n[admin]\ntoken = \"{ADMIN}\"\n"
+    );
+    std::fs::write(&path, toml).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let log = directory.path().join("log");
+    let arguments = ["--config", path.to_str().unwrap(), "--log-filter", "trace"];
+    let mut server = Process::start_logging(&arguments, &log);
+    let rights = json!({"tidewire": {"subscribe": [">"], "admin": [">"]}});
+    let good = token("alice", &rights);
+    let tokens = [good.clone(), token("bob", &json!({"exp": 1})), format!("{}x", &good[..good.len() - 1])];
+    let mut seen = String::new();
+    for token in &tokens {
+        let handshakes = [
+            Handshake::new("/ws").with("Authorization", &format!("Bearer {token}")),
+            Handshake::new("/ws").with("Authorization", &format!("Basic {token}")),
+            Handshake::new("/ws").with("Sec-WebSocket-Protocol", &format!("tidewire.v1, bearer, {token}")),
+            Handshake::new(&format!("/ws?token={token}")),
+            Handshake::new("/ws").with("Cookie", &format!("tw={token}")).with("Origin", "http://localhost"),
+            Handshake::new(&format!("/{token}")),
+        ];
+        for handshake in handshakes {
+            let mut peer = Peer::connect(server.address);
+            peer.write(&handshake.bytes());
+            let response = peer.response();
+            seen.push_str(&format!("{:?} {}", response, String::from_utf8_lossy(&response.body)));
+            if response.status == 101 {
+                seen.push_str(&format!("{:?}", peer.message()));
+            }
+        }
+        let mut client = Client::connect(server.address, &Options::default());
+        client.text(&json!({"type": "auth", "token": token, "id": 1}).to_string());
+        let answer = client.event_where("an answer", |event| event["id"] == 1);
+        seen.push_str(&answer.to_string());
+        let mut mistaken = Client::connect(server.address, &Options::default());
+        mistaken.text(&json!({"type": "auth", "tokn": token}).to_string());
+        seen.push_str(&mistaken.event("error").to_string());
+        for secret in [token.as_str(), ADMIN, &ADMIN[1..]] {
+            for path in ["/metrics", "/api/connections", "/api/channels", "/api/latency", "/nothing"] {
+                let bearer = format!("Bearer {secret}");
+                let page = ask(server.address, "GET", path, &[("Authorization", &bearer)], "");
+                seen.push_str(&String::from_utf8_lossy(&page.body));
+            }
+        }
+    }
+    server.signal("TERM");
+    let status = wait_for("its end", || server.status());
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(status.success() && log.contains("a token was refused"), "it has logged what there was: {log}");
+    seen.push_str(&log);
+    for token in &tokens {
+        let signature = token.rsplit('.').next().unwrap();
+        assert!(!seen.contains(token.as_str()) && !seen.contains(signature), "{seen}");
+        assert!(!seen.contains(&signature[..20]), "{seen}");
+    }
+    for secret in [SECRET, ADMIN, &ADMIN[1..]] {
+        assert!(!seen.contains(secret), "{seen}");
+    }
 }

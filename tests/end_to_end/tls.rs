@@ -636,7 +636,7 @@ async fn a_client_without_tls_learns_where_to_go() {
     let files = Files::new(&ca.server());
     let server = TestServer::start(|config| files.set(config));
     let url = format!("ws://{}/ws", server.address).parse().unwrap();
-    let connected = Client::connect(&url, Codec::Protobuf, &Trust::default()).await;
+    let connected = Client::connect(&url, Codec::Protobuf, &Trust::default(), None).await;
     let error = connected.err().unwrap().to_string();
     assert!(error.ends_with("a server with TLS is at wss://"), "{error}");
 }

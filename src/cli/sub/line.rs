@@ -132,6 +132,26 @@ pub(super) enum Report<'a> {
         /// What and why.
         message: &'a str,
     },
+    /// The server has taken a token on this connection.
+    Authenticated {
+        /// Whom it takes this for.
+        user: &'a str,
+        /// When the token ends, in seconds of Unix time.
+        expires_s: u64,
+    },
+    /// The token ends soon, and the connection with it.
+    TokenExpiring {
+        /// When, in seconds of Unix time.
+        expires_s: u64,
+        /// What would help, in the form that is for people.
+        #[serde(skip)]
+        remedy: &'static str,
+    },
+    /// The next token cannot be had.
+    NoToken {
+        /// Why.
+        why: &'a str,
+    },
     /// The server is about to close the connection.
     Goodbye {
         /// Why.
@@ -193,6 +213,13 @@ impl fmt::Display for Report<'_> {
             Self::Error { id: _, code, message } => {
                 write!(f, "error: {}: {}", Escaped(code), Escaped(message))
             }
+            Self::Authenticated { user, expires_s } => {
+                write!(f, "the server takes the token of {} until {}", Escaped(user), time_of_day(expires_s))
+            }
+            Self::TokenExpiring { expires_s, remedy } => {
+                write!(f, "the token ends at {}; {remedy}", time_of_day(expires_s))
+            }
+            Self::NoToken { why } => write!(f, "error: no other token: {}", Escaped(why)),
             Self::Goodbye { reason } => write!(f, "the server says goodbye: {}", Escaped(reason)),
             Self::Reconnecting { delay, attempt, why } => write!(
                 f,
@@ -203,6 +230,11 @@ impl fmt::Display for Report<'_> {
             Self::GivenUp { why } => write!(f, "error: {}; not connecting again", Escaped(why)),
         }
     }
+}
+
+/// Of seconds of Unix time.
+const fn time_of_day(unix_s: u64) -> TimeOfDay {
+    TimeOfDay(unix_s.saturating_mul(1_000_000_000))
 }
 
 fn whole_millis<S: Serializer>(delay: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -376,6 +408,21 @@ mod tests {
                 Report::Error { id: Some(1), code: "bad\u{7}", message: "no \"x\"\u{1b}" },
                 "error: bad\\u{7}: no \"x\"\\u{1b}",
                 r#"{"type":"error","id":1,"code":"bad\u0007","message":"no \"x\"\u001b"}"#,
+            ),
+            (
+                Report::Authenticated { user: "a\u{1b}", expires_s: 1_763_864_091 },
+                "the server takes the token of a\\u{1b} until 02:14:51.000",
+                r#"{"type":"authenticated","user":"a\u001b","expires_s":1763864091}"#,
+            ),
+            (
+                Report::TokenExpiring { expires_s: 1_763_864_091, remedy: "hurry" },
+                "the token ends at 02:14:51.000; hurry",
+                r#"{"type":"token_expiring","expires_s":1763864091}"#,
+            ),
+            (
+                Report::NoToken { why: "it is empty" },
+                "error: no other token: it is empty",
+                r#"{"type":"no_token","why":"it is empty"}"#,
             ),
             (
                 Report::Reconnecting {

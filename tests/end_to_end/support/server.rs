@@ -1,7 +1,9 @@
 //! A server in this process, or the real binary as a process of its own.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -146,12 +148,27 @@ impl Process {
 
     /// Starts it at an address and a port.
     pub(crate) fn start_at(listen: &str, settings: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidewire"));
-        command.args(["serve", "--listen", listen, "--no-host-telemetry", "--enable-echo"]);
+        let mut command = Self::command(listen);
         for setting in settings {
             command.args(["--set", setting]);
         }
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::spawn(command.stderr(Stdio::piped()))
+    }
+
+    /// Starts it with these arguments, and has it log into a file: more than a pipe holds that nobody reads.
+    pub(crate) fn start_logging(arguments: &[&str], log: &Path) -> Self {
+        let log = File::create(log).unwrap();
+        Self::spawn(Self::command("127.0.0.1:0").args(arguments).stderr(log))
+    }
+
+    fn command(listen: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidewire"));
+        command.args(["serve", "--listen", listen, "--no-host-telemetry", "--enable-echo"]);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped());
+        command
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let stderr = child.stderr.take();
         let mut first = String::new();
