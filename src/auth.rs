@@ -8,6 +8,7 @@ pub mod grants;
 pub mod keyring;
 pub mod offered;
 pub mod revocations;
+pub mod seats;
 pub mod signer;
 pub mod token;
 

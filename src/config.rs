@@ -71,6 +71,9 @@ settings! {
         /// the address is the client's, if `trusted_proxies` names the proxy; otherwise all clients have the proxy's. Loopback
         /// addresses are not counted; 0 is no limit, since many may share an address.
         connections_per_address_max: usize = 0, "connections", 0..=10_000_000;
+        /// Connections at once of one subject of tokens or certificates; one more gets HTTP 429, or 1013 after the upgrade. So what a
+        /// subject can do is that many times what a connection can. The default is a tenth of `connections_max`; 0 is no limit.
+        connections_per_subject_max: usize = 1_000, "connections", 0..=10_000_000;
         /// New sockets per second; one more gets HTTP 503 with `Retry-After` and is closed. 0 is no limit: what is right depends
         /// on the cores and on TLS. A core takes some 10,000 plain connections a second, and does nothing else then.
         accepts_per_s_max: u32 = 0, "sockets/s", 0..=1_000_000;
@@ -184,6 +187,9 @@ settings! {
         publish_messages_per_s_max: u32 = 200_000, "messages/s", 0..=u64::from(u32::MAX);
         /// Published bytes per second of a connection; 0 is no limit. Above: `rate_limited`.
         publish_bytes_per_s_max: u64 = 256 << 20, "bytes/s", 0..=1 << 40;
+        /// Published samples per second of a connection; 0 is no limit. Above: `rate_limited`. The default is more than a core
+        /// takes in: only what is cheap in bytes and dear in samples meets it.
+        publish_samples_per_s_max: u64 = 10_000_000, "samples/s", 0..=1 << 40;
         /// How long a peer may stay above its publish rate before 4429.
         rate_grace: Duration = Duration::from_secs(5), "ms", 0..=WEEK;
         /// Control messages and WebSocket control frames per second of a connection. Above: `rate_limited`.

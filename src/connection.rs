@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::auth::seats::Seat;
 use crate::close::{CloseReason, Retry};
 use crate::config::Config;
 use crate::hub::access::Standing;
@@ -51,6 +52,8 @@ pub enum Wanted {
         codec: Codec,
         /// How far the handshake says who the client is.
         standing: Standing,
+        /// Its place among the subject's connections, if it is known.
+        seat: Option<Seat>,
     },
     /// `/echo`.
     Echo,
@@ -69,7 +72,7 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
             handle.push_message(answer.into());
             (Endpoint::Echo, None)
         }
-        Wanted::Protocol { codec, standing } => {
+        Wanted::Protocol { codec, standing, seat } => {
             let welcome = Welcome { config: &config, id, codec, standing: &standing };
             // One write for both.
             answer.extend_from_slice(&seal::event(&welcome.event(now.wall_ns)));
@@ -83,7 +86,7 @@ pub async fn run<S: AsyncRead + AsyncWrite + Unpin + 'static>(worker: Rc<Worker>
                 handle.end(CloseReason::Forbidden);
             }
             let remote = remote.to_string().into();
-            let new = NewMember { id, handle: Rc::clone(&handle), codec, standing, remote };
+            let new = NewMember { id, handle: Rc::clone(&handle), codec, standing, seat, remote };
             let member = worker.hub.borrow_mut().add_member(new, now);
             (Endpoint::Protocol { member, session }, Some(member))
         }
@@ -261,6 +264,7 @@ impl<'a> Welcome<'a> {
                 channel_name_bytes_max: channel.channel_name_bytes_max,
                 publish_messages_per_s_max: inbound.publish_messages_per_s_max,
                 publish_bytes_per_s_max: inbound.publish_bytes_per_s_max,
+                publish_samples_per_s_max: inbound.publish_samples_per_s_max,
                 control_messages_per_s_max: inbound.control_messages_per_s_max,
             },
             settings: WelcomeSettings {

@@ -53,6 +53,9 @@ pub struct Inbound {
     announced: Option<(ChannelId, Vec<u8>)>,
 }
 
+/// What a subject gets that has `server.connections_per_subject_max`.
+const SEATS_TAKEN: &str = "the subject of the token has all the connections that one may have; end one first";
+
 /// The largest message of somebody who is not known yet: a token and what is around it.
 const FIRST_MESSAGE_BYTES_MAX: usize = TOKEN_BYTES_MAX + 1_024;
 
@@ -330,7 +333,14 @@ impl Handling<'_> {
         let Endpoint::Protocol { session, .. } = &mut *self.endpoint else { return Step::Done };
         let (code, reason, message) = match self.worker.shared.gate.admit(token.expose(), self.now) {
             Ok(identity) => {
-                let outcome = self.worker.hub.borrow_mut().authenticate(member, id, identity, self.now);
+                let seat = if session.waits() { self.worker.shared.gate.seat(&identity) } else { None };
+                if session.waits() && seat.is_none() {
+                    let (code, reason) = (ErrorCode::LimitExceeded, CloseReason::Capacity);
+                    return self.refuse(Refusal::Last { id, code, message: SEATS_TAKEN.into(), reason });
+                }
+                let mut hub = self.worker.hub.borrow_mut();
+                let outcome = hub.authenticate(member, id, identity, seat, self.now);
+                drop(hub);
                 if outcome.is_ok() {
                     session.note_known();
                 }
@@ -369,6 +379,11 @@ impl Handling<'_> {
         let samples_max = self.worker.config().inbound.message_samples_max;
         let outcome = SPANS.with_borrow_mut(|spans| {
             let scanned = scan_publish(message, samples_max, spans)?;
+            if let Endpoint::Protocol { session, .. } = &mut *self.endpoint
+                && let Err(refusal) = session.check_samples_rate(spans.len(), self.now)
+            {
+                return Ok(Err(refusal));
+            }
             let scanned = ScannedPublish { channel: channel.unwrap_or(scanned.channel), ..scanned };
             let mut hub = self.worker.hub.borrow_mut();
             if channel.is_none() {
@@ -376,16 +391,14 @@ impl Handling<'_> {
                 counters.messages_received += 1;
                 counters.bytes_received += message.len() as u64;
             }
-            Ok::<_, DecodeError>((
-                scanned.channel,
-                scanned.ack,
-                hub.publish(member, &scanned, spans, self.now),
-            ))
+            let published = hub.publish(member, &scanned, spans, self.now);
+            Ok::<_, DecodeError>(Ok((scanned.channel, scanned.ack, published)))
         });
         let (id, code, message) = match outcome {
-            Ok((_, _, Published::Taken)) => return Step::Done,
-            Ok((_, _, Published::Wait(publish))) => return Step::Wait(publish),
-            Ok((channel, ack, Published::NotAdvertised)) => (
+            Ok(Err(refusal)) => return self.refuse(refusal),
+            Ok(Ok((_, _, Published::Taken))) => return Step::Done,
+            Ok(Ok((_, _, Published::Wait(publish)))) => return Step::Wait(publish),
+            Ok(Ok((channel, ack, Published::NotAdvertised))) => (
                 (ack != 0).then_some(ack),
                 ErrorCode::NotAdvertised,
                 format!(

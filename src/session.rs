@@ -158,6 +158,7 @@ pub struct Session {
     waits: bool,
     messages: Bucket,
     bytes: Bucket,
+    samples: Bucket,
     control: Bucket,
     auths: Bucket,
     over_since: Option<Instant>,
@@ -177,6 +178,7 @@ impl Session {
             waits,
             messages: Bucket::new(u64::from(limits.publish_messages_per_s_max), now.at),
             bytes: Bucket::new(limits.publish_bytes_per_s_max, now.at),
+            samples: Bucket::new(limits.publish_samples_per_s_max, now.at),
             control: Bucket::new(u64::from(limits.control_messages_per_s_max), now.at),
             auths: Bucket::new(AUTHS_PER_S_MAX, now.at),
             config,
@@ -269,6 +271,22 @@ impl Session {
             }
             return Ok(());
         }
+        self.refuse_publish(now)
+    }
+
+    /// Whether a publish of that many samples is within the rate; call it once for each that was decoded and is sound.
+    ///
+    /// # Errors
+    /// As [`Session::check_publish_rate`].
+    pub fn check_samples_rate(&mut self, samples: usize, now: Now) -> Result<(), Refusal> {
+        if self.samples.has(samples as u64, now.at) {
+            self.samples.take(samples as u64);
+            return Ok(());
+        }
+        self.refuse_publish(now)
+    }
+
+    fn refuse_publish(&mut self, now: Now) -> Result<(), Refusal> {
         self.refused_at = Some(now.at);
         let since = *self.over_since.get_or_insert(now.at);
         if now.at.saturating_duration_since(since) >= self.config.inbound.rate_grace {
@@ -277,8 +295,9 @@ impl Session {
         let limits = &self.config.inbound;
         self.rate_limited(
             format!(
-                "publishing: at most {} messages and {} bytes a second; put more samples into a message, or slow down",
-                limits.publish_messages_per_s_max, limits.publish_bytes_per_s_max
+                "publishing: at most {} messages, {} bytes and {} samples a second, where 0 is no limit; put more samples into \
+                 a message, or slow down",
+                limits.publish_messages_per_s_max, limits.publish_bytes_per_s_max, limits.publish_samples_per_s_max
             ),
             now,
         )

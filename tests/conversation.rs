@@ -38,7 +38,7 @@ C> connect /ws?user=ann tidewire.v1.json
 S< {"type":"welcome","protocol":"tidewire.v1.json","connection":<connection>,"server_ns":"<server_ns>","user":"ann",
     "limits":{"message_bytes_max":65536,"message_samples_max":4096,"subscriptions_max":256,"channels_max":1024,
     "channel_name_bytes_max":255,"publish_messages_per_s_max":200000,"publish_bytes_per_s_max":268435456,
-    "control_messages_per_s_max":1000},
+    "publish_samples_per_s_max":10000000,"control_messages_per_s_max":1000},
     "settings":{"max_delay_ms":10,"max_age_ms":1000,"heartbeat_ms":10000,"ping_ms":25000,"pong_timeout_ms":10000}}
 S< {"type":"subscribed","subscription":"$user.ann","policy":"drop_oldest","max_delay_ms":0,"max_age_ms":1000,
     "max_rate_hz":null,"channels":[{"channel":<inbox>,"name":"$user.ann","epoch":<inbox_epoch>,"seq":1}]}

@@ -49,6 +49,7 @@ impl Workers {
             handle: Rc::clone(&handle),
             codec,
             standing: Standing::Open { user: None },
+            seat: None,
             remote: "".into(),
         };
         (self.hubs[worker].add_member(new, self.now), handle)

@@ -305,6 +305,7 @@ impl World {
             handle: Rc::clone(&handle),
             codec,
             standing: Standing::Open { user: None },
+            seat: None,
             remote: Box::from("a peer"),
         };
         let member = self.hubs[worker].add_member(new, self.now);

@@ -165,6 +165,7 @@ fn enter(worker: &Worker, now: Now) -> Rc<Watched> {
         handle: Rc::clone(&handle),
         codec: Codec::Protobuf,
         standing: Standing::Open { user: None },
+        seat: None,
         remote: "".into(),
     };
     let member = worker.hub.borrow_mut().add_member(new, now);

@@ -101,9 +101,18 @@ fn check_upgrade(
         Wanted::Echo
     } else if worker.config().is_open() {
         let user = user(request.uri().query(), worker).map_err(|message| bad(&message))?;
-        Wanted::Protocol { codec: codec(headers), standing: Standing::Open { user } }
+        Wanted::Protocol { codec: codec(headers), standing: Standing::Open { user }, seat: None }
     } else {
-        Wanted::Protocol { codec: codec(headers), standing: check_token(worker, peer, request)? }
+        let standing = check_token(worker, peer, request)?;
+        let seat = match &standing {
+            Standing::Known(identity) => Some(worker.shared.gate.seat(identity).ok_or_else(|| {
+                let message = "the subject has all the connections that one may have; end one first";
+                let reply = refusal(StatusCode::TOO_MANY_REQUESTS, "subject", message);
+                Box::new((R::Subject, retry_later(reply, CloseReason::Capacity)))
+            })?),
+            Standing::Open { .. } | Standing::Waiting(_) => None,
+        };
+        Wanted::Protocol { codec: codec(headers), standing, seat }
     };
     Ok((wanted, slot))
 }

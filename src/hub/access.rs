@@ -2,14 +2,13 @@
 //! `advertise` goes through. Never checks a signature; nothing here runs for a sample.
 
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::membership::Member;
 use super::{Hub, Refused};
 use crate::auth::grants::Right;
 use crate::auth::revocations::Revoked;
+use crate::auth::seats::{Seat, Waiting};
 use crate::auth::{Identity, KeyId};
 use crate::clock::Now;
 use crate::close::CloseReason;
@@ -31,26 +30,6 @@ pub enum Standing {
     Waiting(Waiting),
     /// It has shown a token, or a certificate.
     Known(Rc<Identity>),
-}
-
-/// A place among the connections that still have to say who they are; given back when it is dropped.
-#[derive(Debug)]
-pub struct Waiting(Arc<AtomicUsize>);
-
-impl Waiting {
-    /// A place, unless `most` are taken.
-    #[must_use]
-    pub fn begin(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let more = |now: usize| (now < most).then_some(now + 1);
-        taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
-        Some(Self(Arc::clone(taken)))
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Standing {
@@ -138,7 +117,7 @@ fn due(member: &Member, config: &Config, now: Now) -> Option<Due> {
 
 impl Hub {
     /// A connection has shown a token: its first, or the next of the same subject. What the new one gives no right to any more
-    /// is ended.
+    /// is ended. The first comes with a `seat` among the subject's connections.
     ///
     /// # Errors
     /// It is another subject's; nothing has changed then.
@@ -147,6 +126,7 @@ impl Hub {
         member: usize,
         id: Option<u64>,
         identity: Identity,
+        seat: Option<Seat>,
         now: Now,
     ) -> Result<(), Refused> {
         let this = &mut self.members[member];
@@ -161,6 +141,7 @@ impl Hub {
         let identity = Rc::new(identity);
         this.standing = Standing::Known(Rc::clone(&identity));
         this.told_expiring = false;
+        this.seat = seat.or_else(|| this.seat.take());
         let (user, expires_s) = (&*identity.subject, identity.expires_s);
         this.handle.push_event(&Event::Authenticated { id, user, expires_s });
         // The same again is not looked through.

@@ -15,6 +15,7 @@ use super::directory::{ChannelInfo, Role};
 use super::report::count_totals;
 use super::router::{Announced, ToWorker};
 use super::{Hub, Receiver, Refused};
+use crate::auth::seats::Seat;
 use crate::clock::Now;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::{Slot, SlotOptions};
@@ -60,6 +61,8 @@ pub struct NewMember {
     pub codec: Codec,
     /// How far the server knows who it is.
     pub standing: Standing,
+    /// Its place among the subject's connections, if it is known.
+    pub seat: Option<Seat>,
     /// Address of the peer.
     pub remote: Box<str>,
 }
@@ -71,6 +74,7 @@ pub(super) struct Member {
     pub(super) handle: Rc<OutboxHandle>,
     pub(super) codec: Codec,
     pub(super) standing: Standing,
+    pub(super) seat: Option<Seat>,
     /// It was told that its token ends soon.
     pub(super) told_expiring: bool,
     pub(super) remote: Box<str>,
@@ -165,12 +169,13 @@ impl Hub {
     /// Takes a connection in, and subscribes a user to the user's inbox. Returns its place.
     pub fn add_member(&mut self, new: NewMember, now: Now) -> usize {
         self.metrics.counters.connections_opened += 1;
-        let NewMember { id, handle, codec, standing, remote } = new;
+        let NewMember { id, handle, codec, standing, seat, remote } = new;
         let member = self.members.insert(Member {
             id,
             handle,
             codec,
             standing,
+            seat,
             told_expiring: false,
             remote,
             since: now,

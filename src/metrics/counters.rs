@@ -162,6 +162,8 @@ label! {
         Rate = "rate",
         /// A web page from a place that may not connect: 403.
         Origin = "origin",
+        /// The subject has all the connections that one may have: 429.
+        Subject = "subject",
         /// No token, or one that is not taken: 401.
         Unauthorized = "unauthorized",
         /// A token that has been revoked: 403.

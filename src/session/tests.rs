@@ -388,6 +388,32 @@ fn a_publish_over_one_limit_does_not_use_up_the_other() {
 }
 
 #[test]
+fn too_many_samples_are_told_and_ended_like_too_many_bytes() {
+    let (mut session, start) = session(|config| {
+        config.inbound.publish_samples_per_s_max = 100;
+        config.inbound.rate_grace = Duration::from_secs(3);
+    });
+    let mut told = 0;
+    for tenth in 0_u32..60 {
+        let now = start.plus(Duration::from_millis(100) * tenth);
+        assert_eq!(session.check_publish_rate(10, now), Ok(()), "bytes and messages are few");
+        match session.check_samples_rate(20, now) {
+            Ok(()) | Err(Refusal::Silence) => {}
+            Err(Refusal::Error { code, message, .. }) => {
+                assert!(code == ErrorCode::RateLimited && message.contains("100 samples"), "{message}");
+                told += 1;
+            }
+            Err(refusal) => {
+                assert_eq!(refusal, Refusal::Close(CloseReason::Rate));
+                assert!(told >= 3 && tenth >= 30, "{told} in {tenth} tenths");
+                return;
+            }
+        }
+    }
+    panic!("twice the rate for six seconds");
+}
+
+#[test]
 fn control_above_the_rate_is_told_and_then_abuse() {
     let (mut session, now) = session(|config| config.inbound.control_messages_per_s_max = 5);
     let ping = r#"{"type":"ping","id":1}"#;

@@ -455,6 +455,8 @@ pub struct WelcomeLimits {
     pub publish_messages_per_s_max: u32,
     /// Published bytes per second; 0 is no limit.
     pub publish_bytes_per_s_max: u64,
+    /// Published samples per second; 0 is no limit.
+    pub publish_samples_per_s_max: u64,
     /// Control messages and WebSocket pings per second.
     pub control_messages_per_s_max: u32,
 }

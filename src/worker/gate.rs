@@ -11,11 +11,11 @@ use subtle::ConstantTimeEq as _;
 use crate::auth::grants::{Claim, Grants};
 use crate::auth::keyring::Keyring;
 use crate::auth::revocations::{Revocations, RevokeError, Revoked};
+use crate::auth::seats::{Seat, Seats, Waiting};
 use crate::auth::token::{self, Rules, TokenError};
 use crate::auth::{Identity, channel_token};
 use crate::clock::Now;
 use crate::config::Config;
-use crate::hub::access::Waiting;
 
 /// Why a token does not let anybody in. For the log: whoever sent it learns less.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,7 @@ pub struct Gate {
     certificate_rights: Grants,
     /// Connections that still have to say who they are.
     waiting: Arc<AtomicUsize>,
+    seats: Seats,
 }
 
 /// What `auth.certificate_rights` means.
@@ -56,14 +57,21 @@ impl Gate {
     pub fn new(config: Arc<Config>) -> Self {
         // The server has not started with one that is wrong.
         let certificate_rights = certificate_rights(&config).unwrap_or_default();
-        let (keys, revocations, waiting) = (RwLock::default(), Mutex::default(), Arc::default());
-        Self { config, keys, revocations, certificate_rights, waiting }
+        let (keys, revocations) = (RwLock::default(), Mutex::default());
+        let (waiting, seats) = (Arc::default(), Seats::default());
+        Self { config, keys, revocations, certificate_rights, waiting, seats }
     }
 
     /// A place for a connection that still has to say who it is: strangers may have a quarter of all places and no more.
     #[must_use]
     pub fn wait(&self) -> Option<Waiting> {
         Waiting::begin(&self.waiting, (self.config.server.connections_max / 4).max(1))
+    }
+
+    /// A place for one more connection of an identity's subject, if there is one.
+    #[must_use]
+    pub fn seat(&self, identity: &Identity) -> Option<Seat> {
+        self.seats.take(&identity.subject, self.config.server.connections_per_subject_max)
     }
 
     /// Takes other keys from now on. Whoever is in by a key that is gone is to be told by the caller.

@@ -501,6 +501,26 @@ fn a_new_token_after_a_revocation_is_taken() {
 }
 
 #[test]
+fn a_subject_has_so_many_connections_and_others_theirs() {
+    let server = guarded(|config| config.server.connections_per_subject_max = 2);
+    let (a, b) = (all("a"), all("b"));
+    let mut first = client(&server, &a);
+    let second = client(&server, &a);
+    let third = Handshake::new("/ws").with("Authorization", &format!("Bearer {a}"));
+    let response = refused(&server, &third);
+    assert_eq!((response.status, &*response.error_code()), (429, "subject"));
+    let mut late = server.client();
+    assert_eq!(late.request(json!({"type": "auth", "token": a}))["code"], "limit_exceeded");
+    assert_eq!(late.close_code(), Some(1013));
+    client(&server, &b);
+    // A new token needs no other place.
+    assert_eq!(first.request(json!({"type": "auth", "token": all("a")}))["type"], "authenticated");
+    drop(second);
+    wait_for("a place", || (refused(&server, &third).status == 101).then_some(()));
+    first.round_trip();
+}
+
+#[test]
 fn strangers_leave_room_for_others() {
     let server = guarded(|config| config.server.connections_max = 8);
     let waiting: Vec<Client> = (0..2).map(|_| server.client()).collect();
