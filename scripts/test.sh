@@ -159,6 +159,7 @@ step_instructions() {
 
 step_conformance() {
   scripts/conformance.sh --parallel 3
+  scripts/conformance.sh --parallel 3 --tls
 }
 
 # fetch URL FILE
