@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # The Autobahn WebSocket test suite against the server's echo endpoint.
 #
-#   scripts/conformance.sh [--parallel N] [--cases LIST] [--url URL]
+#   scripts/conformance.sh [--parallel N] [--tls] [--cases LIST] [--url URL]
 #
 #   --parallel N   run the suite N times at once (default 1)
+#   --tls          over wss://, with a certificate that the server makes itself. The suite checks no certificate: this
+#                  is about what TLS does to frames, their pieces and their end. tests/ is about whom a client trusts
 #   --cases LIST   case patterns joined by commas, such as '1.*,7.3.*' (default: all but compression and bulk)
 #   --url URL      test this endpoint instead of a server started here
 #
@@ -19,9 +21,12 @@ parallel=1
 # 9 sends messages over the default limit of 64 KiB; 12 and 13 are compression, which the server does not offer.
 cases='1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*'
 url=
+name=ws
+server=(target/release/tidewire --listen 127.0.0.1:0 --enable-echo)
 while (($#)); do
   case $1 in
     --parallel) parallel=${2:?"--parallel needs a number"} && shift 2 ;;
+    --tls) name=wss && shift ;;
     --cases) cases=${2:?"--cases needs a list"} && shift 2 ;;
     --url) url=${2:?"--url needs an address"} && shift 2 ;;
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' "$0" && exit ;;
@@ -29,6 +34,7 @@ while (($#)); do
   esac
 done
 [[ $parallel =~ ^[1-9][0-9]?$ ]] || die "--parallel takes 1 to 99, not '$parallel'"
+[[ -z $url || $name == ws ]] || die "--tls is for the server started here; give --url a wss:// address instead"
 
 # Prints the path of a CPython 2.7, or nothing.
 find_python27() {
@@ -59,7 +65,7 @@ if [[ $(cat "$TOOLS/wstest/.complete" 2>/dev/null) != "$suite" ]]; then
   echo "$suite" >"$TOOLS/wstest/.complete"
 fi
 
-reports=$PWD/target/conformance
+reports=$PWD/target/conformance/$name
 rm -rf "$reports"
 mkdir -p "$reports"
 
@@ -69,7 +75,9 @@ trap 'for pid in "${runs[@]}"; do kill "$pid" 2>/dev/null || true; done; stop_se
 if [[ -z $url ]]; then
   cargo build --quiet --release --locked --bin tidewire
   SERVER_LOG=$reports/server.log
-  start_server target/release/tidewire --listen 127.0.0.1:0 --enable-echo
+  [[ $name == ws ]] || server+=(--self-signed "$reports/trial.pem")
+  start_server "${server[@]}"
+  [[ $SERVER_URL == "$name"://* ]] || die "the server serves $SERVER_URL, not $name://"
   url=${SERVER_URL%/ws}/echo
 fi
 

@@ -67,7 +67,7 @@ python_venv() {
 }
 
 # start_server BINARY ARG...: starts the server and waits for the address that it prints.
-# Sets SERVER_PID and SERVER_URL (ws://HOST:PORT/ws). Its log goes to the file SERVER_LOG.
+# Sets SERVER_PID and SERVER_URL (ws://HOST:PORT/ws, or wss:// with TLS). Its log goes to the file SERVER_LOG.
 start_server() {
   local line out
   SERVER_URL=
@@ -75,7 +75,7 @@ start_server() {
   exec {out}< <(exec "$@" 2>>"$SERVER_LOG")
   SERVER_PID=$!
   while IFS= read -r -t 30 line <&"$out"; do
-    if [[ $line =~ ws://[^[:space:]\"]+ ]]; then
+    if [[ $line =~ wss?://[^[:space:]\"]+ ]]; then
       SERVER_URL=${BASH_REMATCH[0]}
       break
     fi
@@ -83,7 +83,7 @@ start_server() {
   if [[ -z $SERVER_URL ]]; then
     stop_server
     tail -n 20 "$SERVER_LOG" >&2
-    die "the server printed no ws:// address: $*"
+    die "the server printed no ws:// or wss:// address: $*"
   fi
   # Keep the pipe empty and open, or the server's next line would end it.
   cat <&"$out" >>"$SERVER_LOG" &

@@ -159,6 +159,7 @@ step_instructions() {
 
 step_conformance() {
   scripts/conformance.sh --parallel 3
+  scripts/conformance.sh --parallel 3 --tls
 }
 
 # fetch URL FILE
@@ -187,6 +188,7 @@ step_endpoints() {
 step_load() {
   step_release
   target/release/loadtest run --duration 3 steady slow_reader
+  target/release/loadtest run --duration 3 --tls --token steady
   # The shortest there is: whether the promises hold beside clients that misbehave. A leak takes the usual ten minutes.
   target/release/loadtest soak --duration 15 --json "$logs/soak.json"
 }

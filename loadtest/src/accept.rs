@@ -1,6 +1,6 @@
 //! Connections that are opened and dropped as fast as the server takes them: so many wait for its answer at a time. A
-//! connection counts when its WebSocket handshake is answered. It is then dropped with a reset, which leaves no socket in
-//! TIME_WAIT: thousands a second would otherwise run out of port numbers.
+//! connection counts when its WebSocket handshake is answered; with TLS that is the second one. It is then dropped with a
+//! reset, which leaves no socket in TIME_WAIT: thousands a second would otherwise run out of port numbers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use crate::run::{INTERRUPTED, Live, OnProgress, Outcome, Phase, Progress, Target
 use crate::scenario::Scenario;
 use crate::snapshot::Snapshot;
 use crate::stages::ServerStages;
-use crate::ws::{Opening, SETUP_TIMEOUT};
+use crate::ws::{Opening, ROOM_BYTES, SETUP_TIMEOUT};
 
 /// How often the progress is shown and an interruption is looked for.
 const TICK_NS: u64 = 100_000_000;
@@ -46,6 +46,7 @@ pub(crate) fn run(
     let (counters, mut snapshots) = (Counters::default(), Vec::new());
     let mut callers: Vec<Option<Caller>> = (0..in_flight).map(|_| None).collect();
     let mut churned = Churned { to_subscribed: histogram(), failed: 0, failures: Vec::new() };
+    let mut buffer = vec![0; ROOM_BYTES];
     let mut shown_ns = 0;
     loop {
         let now_ns = clock.now_ns();
@@ -88,7 +89,7 @@ pub(crate) fn run(
         for at in 0..poll.wait(Duration::from_nanos(TICK_NS)).map_err(failed)? {
             let slot = &mut callers[poll.token(at)];
             let Some(caller) = slot else { continue };
-            let answer = caller.opening.advance();
+            let answer = caller.opening.advance(&mut buffer);
             let done_ns = clock.now_ns();
             match answer {
                 Ok(false) => continue,
@@ -144,33 +145,35 @@ impl Churned {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{Fault, serve};
+    use crate::fake::{Fault, serve, serve_tls};
     use crate::scenario::named;
     use crate::ws::Endpoint;
 
-    fn outcome(url: &str) -> Outcome {
+    fn outcome(endpoint: Endpoint) -> Outcome {
         let scenario = Scenario {
             warmup_s: Duration::ZERO,
             duration_s: Duration::from_millis(200),
             ..named("accept").unwrap()
         };
-        let target = Target::new(Endpoint::parse(url).unwrap());
+        let target = Target::new(endpoint);
         let clock = Clock::new();
         run(&scenario, &target, 4, (clock, clock.now_ns()), &AtomicBool::new(false), &mut |_| ()).unwrap()
     }
 
     #[test]
     fn connections_are_counted() {
-        let outcome = outcome(&serve(Fault::Sound));
-        let visits = outcome.churned.unwrap();
-        assert!(visits.to_subscribed.len() > 4 && visits.failed == 0, "{:?}", visits.failures);
-        assert_eq!(outcome.phases.len(), 1);
+        for endpoint in [Endpoint::parse(&serve(Fault::Sound)).unwrap(), serve_tls(Fault::Sound)] {
+            let outcome = outcome(endpoint);
+            let visits = outcome.churned.unwrap();
+            assert!(visits.to_subscribed.len() > 4 && visits.failed == 0, "{:?}", visits.failures);
+            assert_eq!(outcome.phases.len(), 1);
+        }
     }
 
     #[test]
     fn refusals_are_counted() {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let visits = outcome(&format!("ws://{closed}/ws")).churned.unwrap();
+        let visits = outcome(Endpoint::parse(&format!("ws://{closed}/ws")).unwrap()).churned.unwrap();
         assert!(
             visits.to_subscribed.is_empty() && visits.failed > 1 && visits.failures[0].contains("refused")
         );

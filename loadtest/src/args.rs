@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::access::AccessArgs;
 use crate::compare::CompareArgs;
 use crate::peers::{PeersArgs, SpinArgs};
 use crate::report::ReportArgs;
@@ -58,7 +59,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub repetitions: u32,
     /// Share each scenario among so many processes of this program. No histogram log is written
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), conflicts_with_all = ["tls", "token"])]
     pub processes: u32,
     /// What configuration this is, in a few words: kept in the results
     #[arg(long, value_name = "TEXT")]
@@ -67,6 +68,9 @@ pub(crate) struct RunArgs {
     /// Against what
     #[command(flatten)]
     pub server: ServerArgs,
+    /// How it is spoken to
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// This process
     #[command(flatten)]
     pub generator: GeneratorArgs,
@@ -214,6 +218,9 @@ pub(crate) struct LimitArgs {
     /// Against what
     #[command(flatten)]
     pub server: ServerArgs,
+    /// How it is spoken to
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// This process
     #[command(flatten)]
     pub generator: GeneratorArgs,

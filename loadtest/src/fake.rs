@@ -1,15 +1,20 @@
 //! A server of a few lines, for tests of the generator: relays one publisher's messages at once, a frame for each, and
-//! loses some of them as it is told. It keeps no time, has no queue, and knows just enough of the protocol.
+//! loses some of them as it is told. It keeps no time, has no queue, and knows just enough of the protocol, and of TLS.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use base64::Engine as _;
 use prost::Message as _;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection};
 use sha1::{Digest, Sha1};
 use tidewire::wire::proto;
+
+use crate::access::Access;
+use crate::ws::Endpoint;
 
 /// What the server does wrong, or says that it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,27 +32,113 @@ pub(crate) enum Fault {
 #[derive(Debug, Default)]
 struct State {
     seq: u64,
-    subscribers: Vec<TcpStream>,
+    subscribers: Vec<Far>,
+}
+
+/// The server's end of a connection. Its clones are the same one, so that a publisher's thread can write to subscribers.
+#[derive(Clone, Debug)]
+pub(crate) struct Far {
+    socket: Arc<TcpStream>,
+    tls: Option<Arc<Mutex<ServerConnection>>>,
+}
+
+impl Read for Far {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return (&*self.socket).read(buffer) };
+        loop {
+            let ready = tls.lock().unwrap().reader().read(buffer);
+            match ready {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                ready => return ready,
+            }
+            // Others may write meanwhile.
+            let mut chunk = [0; 2048];
+            let count = (&*self.socket).read(&mut chunk)?;
+            if count == 0 {
+                return Ok(0);
+            }
+            let (mut left, mut tls) = (&chunk[..count], tls.lock().unwrap());
+            while !left.is_empty() {
+                tls.read_tls(&mut left)?;
+                tls.process_new_packets().map_err(io::Error::other)?;
+            }
+            send_tls(&self.socket, &mut tls)?;
+        }
+    }
+}
+
+impl Write for Far {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return (&*self.socket).write(bytes) };
+        let mut tls = tls.lock().unwrap();
+        let count = tls.writer().write(bytes)?;
+        send_tls(&self.socket, &mut tls).map(|()| count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn send_tls(mut socket: &TcpStream, tls: &mut ServerConnection) -> io::Result<()> {
+    while tls.wants_write() {
+        tls.write_tls(&mut socket)?;
+    }
+    Ok(())
 }
 
 /// Starts it; it lives as long as the test process. Returns its URL.
 pub(crate) fn serve(fault: Fault) -> String {
+    let state = Mutex::new(State::default());
+    format!("ws://{}/ws", listen(None, move |far| talk(&far, &state, fault)))
+}
+
+/// The same with TLS, and a certificate that no other has.
+pub(crate) fn serve_tls(fault: Fault) -> Endpoint {
+    let state = Mutex::new(State::default());
+    listen_tls(move |far| talk(&far, &state, fault))
+}
+
+/// Shakes hands with whoever comes, and leaves the rest to `talk`, on a thread for each.
+pub(crate) fn listen_tls(talk: impl Fn(Far) + Send + Sync + 'static) -> Endpoint {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = ["127.0.0.1".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let certificate = certificate.der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let address = listen(Some(Arc::new(config)), talk);
+    Endpoint::parse_with(&format!("wss://{address}/ws"), Access::trusting(certificate).unwrap()).unwrap()
+}
+
+fn listen(tls: Option<Arc<ServerConfig>>, talk: impl Fn(Far) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("ws://{}/ws", listener.local_addr().unwrap());
-    let state = Arc::new(Mutex::new(State::default()));
+    let address = listener.local_addr().unwrap();
+    let talk = Arc::new(talk);
     thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            let state = Arc::clone(&state);
-            thread::spawn(move || converse(stream, &state, fault));
+        for socket in listener.incoming().map_while(Result::ok) {
+            let session = |config: &Arc<ServerConfig>| ServerConnection::new(Arc::clone(config)).unwrap();
+            let tls = tls.as_ref().map(|config| Arc::new(Mutex::new(session(config))));
+            let (far, talk) = (Far { socket: Arc::new(socket), tls }, Arc::clone(&talk));
+            thread::spawn(move || talk(far));
         }
     });
-    url
+    address
 }
 
 /// Ends, without a word, when the peer does: tests look at the generator's side.
-fn converse(stream: TcpStream, state: &Mutex<State>, fault: Fault) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
+fn talk(far: &Far, state: &Mutex<State>, fault: Fault) {
+    let _ = converse(far, state, fault);
+}
+
+fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
+    stream.socket.set_nodelay(true).ok()?;
+    let mut reader = BufReader::new(stream.clone());
     let mut key = String::new();
     loop {
         let mut line = String::new();
@@ -65,28 +156,28 @@ fn converse(stream: TcpStream, state: &Mutex<State>, fault: Fault) -> Option<()>
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: tidewire.v1\r\n\r\n"
     );
-    (&stream).write_all(head.as_bytes()).ok()?;
-    send(&stream, 1, br#"{"type":"welcome","protocol":"tidewire.v1","connection":1}"#)?;
+    stream.clone().write_all(head.as_bytes()).ok()?;
+    send(stream, 1, br#"{"type":"welcome","protocol":"tidewire.v1","connection":1}"#)?;
     loop {
         let (opcode, payload) = receive(&mut reader)?;
         let mut state = state.lock().unwrap();
         let entry = format!(r#""channel":7,"name":"x","epoch":9,"seq":{}"#, state.seq + 1);
         match opcode {
             1 if payload.windows(9).any(|window| window == b"advertise") => {
-                send(&stream, 1, format!(r#"{{"type":"advertised","id":1,{entry}}}"#).as_bytes())?;
+                send(stream, 1, format!(r#"{{"type":"advertised","id":1,{entry}}}"#).as_bytes())?;
             }
             1 => {
                 let subscribed = format!(r#"{{"type":"subscribed","id":1,"channels":[{{{entry}}}]}}"#);
-                send(&stream, 1, subscribed.as_bytes())?;
-                state.subscribers.push(stream.try_clone().ok()?);
+                send(stream, 1, subscribed.as_bytes())?;
+                state.subscribers.push(stream.clone());
             }
-            2 => publish(&stream, &mut state, fault, proto::Publish::decode(&payload[..]).ok()?)?,
+            2 => publish(stream, &mut state, fault, proto::Publish::decode(&payload[..]).ok()?)?,
             _ => return None,
         }
     }
 }
 
-fn publish(publisher: &TcpStream, state: &mut State, fault: Fault, publish: proto::Publish) -> Option<()> {
+fn publish(publisher: &Far, state: &mut State, fault: Fault, publish: proto::Publish) -> Option<()> {
     let block = publish.block?;
     let (seq, count) = (state.seq + 1, block.samples.len());
     state.seq += u64::try_from(count).ok()?;
@@ -113,14 +204,14 @@ fn publish(publisher: &TcpStream, state: &mut State, fault: Fault, publish: prot
     Some(())
 }
 
-fn send(mut stream: &TcpStream, opcode: u8, payload: &[u8]) -> Option<()> {
+fn send(stream: &Far, opcode: u8, payload: &[u8]) -> Option<()> {
     let mut bytes = vec![0x80 | opcode, 126];
     match u8::try_from(payload.len()) {
         Ok(short) if short < 126 => bytes[1] = short,
         _ => bytes.extend(u16::try_from(payload.len()).ok()?.to_be_bytes()),
     }
     bytes.extend(payload);
-    stream.write_all(&bytes).ok()
+    stream.clone().write_all(&bytes).ok()
 }
 
 fn receive(reader: &mut impl Read) -> Option<(u8, Vec<u8>)> {

@@ -254,6 +254,9 @@ fn of_repetition(repetition: &Repetition, add: &mut dyn FnMut(Kind, f64)) {
         if visits.set_up.count > 0 {
             add(kind("set_up_p99_ns", "set-up p99", Nanoseconds, Lower), visits.set_up.p99 as f64);
         }
+        if let Some(ns) = repetition.server_ns_per_connection() {
+            add(kind("server_ns_per_connection", "server CPU for a connection", Nanoseconds, Lower), ns);
+        }
         add(kind("visits_failed", "connections failed", Count, Lower), visits.failed as f64);
     }
     if let Some(bytes) = repetition.idle_bytes_per_connection {
@@ -329,6 +332,24 @@ mod tests {
         let lost = Account { unannounced: 3, irregular: 2, ..Account::default() };
         result.repetitions[0].others.insert("stalled".to_owned(), lost);
         assert!((find(&figures(&result), "unannounced", None).median() - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_a_connection_costs_is_told_where_there_was_nothing_else() {
+        let run = Sample::default().run("x");
+        let mut result = run.results.into_iter().find(|it| it.scenario.name == "churn").unwrap();
+        let costs = |result: &ScenarioResult| {
+            figures(result).into_iter().find(|it| it.kind.key == "server_ns_per_connection")
+        };
+        assert!(costs(&result).is_none(), "its CPU went to deliveries, too");
+        for repetition in &mut result.repetitions {
+            repetition.account = Account::default();
+            repetition.phases[0].server.cpus = Some(0.02);
+        }
+        // 100 connections a second, and a fiftieth of a CPU.
+        assert!((costs(&result).unwrap().median() - 200_000.0).abs() < 1e-6);
+        result.repetitions.iter_mut().for_each(|it| it.phases[0].server.cpus = None);
+        assert!(costs(&result).is_none());
     }
 
     #[test]

@@ -113,7 +113,12 @@ pub(crate) fn find(args: &LimitArgs) -> Result<bool, String> {
             ));
         }
     };
-    let run = Run { args, scenario: &scenario, source: Source::new(&args.server)?, clock: Clock::new() };
+    let run = Run {
+        args,
+        scenario: &scenario,
+        source: Source::new(&args.server, args.access)?,
+        clock: Clock::new(),
+    };
     if let Some(cpu) = args.generator.pin_client {
         proc::bind(cpu).map_err(|error| format!("--pin-client: {error}"))?;
     }

@@ -1,6 +1,7 @@
 //! `loadtest`: the command line to its commands. Measures nothing itself.
 
 mod accept;
+mod access;
 mod args;
 mod bottleneck;
 mod churn;

@@ -1,10 +1,9 @@
 //! The pages that a server has beside its WebSocket, over one HTTP request each. Knows no page's content.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io;
 use std::time::Duration;
 
-use crate::ws::Endpoint;
+use crate::ws::{Endpoint, ROOM_BYTES, Stream};
 
 /// How long the server may take.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,17 +16,18 @@ const OK: &[u8] = b"HTTP/1.1 200 ";
 
 /// The answer as it came; of one that is not the page, its beginning.
 pub(crate) fn fetch(endpoint: &Endpoint, path: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&endpoint.address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", endpoint.address);
-    stream.write_all(request.as_bytes())?;
-    let (mut response, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+    let mut stream = Stream::connect(endpoint, TIMEOUT, None)?;
+    stream.set_timeout(TIMEOUT)?;
+    let (address, authorization) = (endpoint.address, endpoint.access.authorization());
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{authorization}Connection: close\r\n\r\n");
+    stream.send_all(request.as_bytes())?;
+    let (mut response, mut chunk) = (Vec::new(), vec![0; ROOM_BYTES]);
     loop {
-        let count = stream.read(&mut chunk)?;
-        response.extend_from_slice(&chunk[..count]);
+        let received = stream.receive(usize::MAX, &mut chunk)?;
+        response.extend_from_slice(&chunk[..received.plain]);
         let is_ok = response.len() < OK.len() || response.starts_with(OK);
-        if count == 0 || !is_ok || response.len() > PAGE_BYTES_MAX {
+        if received.wire == 0 || !is_ok || response.len() > PAGE_BYTES_MAX {
             return Ok(response);
         }
     }

@@ -144,6 +144,17 @@ pub(crate) struct Repetition {
     pub clock: Option<ClockOffset>,
 }
 
+impl Repetition {
+    /// CPU time of the server for a connection, in nanoseconds, where it did nothing else: in `accept`. It says what one
+    /// costs also where the generator was the limit.
+    pub(crate) fn server_ns_per_connection(&self) -> Option<f64> {
+        let [phase] = self.phases.as_slice() else { return None };
+        let per_s = self.visits.as_ref()?.per_s;
+        let did_nothing_else = self.account.published == 0 && self.others.is_empty();
+        (did_nothing_else && per_s > 0.0).then_some(phase.server.cpus? / per_s * 1e9)
+    }
+}
+
 /// One measured phase.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct PhaseResult {

@@ -259,7 +259,7 @@ mod tests {
     use super::*;
     use std::sync::atomic::Ordering;
 
-    use crate::fake::{Fault, serve};
+    use crate::fake::{Fault, serve, serve_tls};
     use crate::scenario::{Behaviour, Group, Load, PhaseSpec, named};
 
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
@@ -278,6 +278,21 @@ mod tests {
         };
         scenario.groups[0].count = 5;
         scenario
+    }
+
+    #[test]
+    fn every_sample_is_accounted_for_within_tls() {
+        let mut scenario = short("steady");
+        // Reads less than comes, and then everything: none may be left where no event tells of it.
+        let slow = Behaviour::Slow { read_bytes_per_s: 2_000 };
+        scenario.groups.push(Group { behaviour: slow, ..Group::healthy(2) });
+        let target = Target { reader_threads: 2, ..Target::new(serve_tls(Fault::Sound)) };
+        let outcome = run(&scenario, &target, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        let published = 5 * 126;
+        assert_eq!(outcome.account, Account { published, received: published, ..Account::default() });
+        let slow = outcome.others["slow"];
+        assert!(slow.is_exact() && slow.received > 0, "{slow:?}");
+        assert_eq!(outcome.ended, Vec::<String>::new());
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn variable(key: &str) -> String {
     format!("TIDEWIRE_{}", key.replace('.', "_").to_ascii_uppercase())
 }
 
-/// Sends the first `ws://` URL and reads on, until the end.
+/// Sends the first WebSocket URL and reads on, until the end.
 fn find_url(stdout: impl Read, found: &SyncSender<String>) {
     let mut sent = false;
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -271,7 +271,7 @@ fn keep_last_lines(stderr: impl Read, kept: &Mutex<Kept>, found: &SyncSender<Str
 
 /// The first word of the line that is a WebSocket URL.
 fn first_url(line: &str) -> Option<&str> {
-    let start = line.find("ws://")?;
+    let start = ["ws://", "wss://"].iter().filter_map(|scheme| line.find(scheme)).min()?;
     let url = &line[start..];
     let end =
         url.find(|c: char| c.is_whitespace() || matches!(c, ',' | ')' | '"' | '\x1b')).unwrap_or(url.len());
@@ -287,6 +287,7 @@ mod tests {
         let cases = [
             ("tidewire: serving ws://127.0.0.1:40123/ws", Some("ws://127.0.0.1:40123/ws")),
             ("listening (ws://[::1]:9/ws), http://127.0.0.1:9/", Some("ws://[::1]:9/ws")),
+            ("tidewire: serving wss://127.0.0.1:9/ws", Some("wss://127.0.0.1:9/ws")),
             ("http://127.0.0.1:9/metrics", None),
         ];
         for (line, expected) in cases {

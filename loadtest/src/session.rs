@@ -24,7 +24,7 @@ use crate::verdict;
 /// Runs it all and writes the results: whether all was sound.
 pub(crate) fn run_all(args: &RunArgs) -> Result<bool, String> {
     let plan = args.plan()?;
-    let source = Source::new(&args.server)?;
+    let source = Source::new(&args.server, args.access)?;
     let interrupted = interruption()?;
     if let Some(cpu) = args.generator.pin_client {
         proc::bind(cpu).map_err(|error| format!("--pin-client: {error}"))?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
+use crate::access::AccessArgs;
 use crate::args::{GeneratorArgs, ServerArgs, seconds};
 use crate::fleet::PANICKED;
 use crate::pages;
@@ -123,7 +124,7 @@ fn scenario(duration: Duration) -> Scenario {
 pub(crate) fn run(args: &SoakArgs) -> Result<bool, String> {
     let scenario = scenario(args.duration);
     scenario.check()?;
-    let source = Source::new(&args.server)?;
+    let source = Source::new(&args.server, AccessArgs::default())?;
     let interrupted = session::interruption()?;
     if let Some(cpu) = args.generator.pin_client {
         proc::bind(cpu).map_err(|error| format!("--pin-client: {error}"))?;

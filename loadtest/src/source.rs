@@ -3,12 +3,14 @@
 use std::process::Command;
 use std::time::Duration;
 
+use crate::access::{AccessArgs, Trial};
 use crate::args::{GeneratorArgs, ServerArgs};
 use crate::proc;
 use crate::result::Subject;
 use crate::run::{self, Target};
 use crate::scenario::{Behaviour, Scenario};
 use crate::server::{Launch, Server};
+use crate::session;
 use crate::ws::Endpoint;
 
 /// What the server allows by default: room for whoever looks at it meanwhile, and for visitors on their way out.
@@ -21,7 +23,12 @@ const STALL_MAX: Duration = Duration::from_secs(8);
 #[derive(Debug)]
 pub(crate) enum Source {
     /// One of our own for each scenario and repetition, so that none inherits the memory of another's.
-    Own(Launch),
+    Own {
+        /// How it is started.
+        launch: Launch,
+        /// How it is spoken to.
+        access: AccessArgs,
+    },
     /// One that runs already.
     Running {
         /// Its address.
@@ -35,7 +42,7 @@ pub(crate) enum Source {
 
 impl Source {
     /// As the command line says.
-    pub(crate) fn new(args: &ServerArgs) -> Result<Self, String> {
+    pub(crate) fn new(args: &ServerArgs, access: AccessArgs) -> Result<Self, String> {
         if let Some(url) = &args.url {
             let endpoint = Endpoint::parse(url).map_err(|error| format!("--url: {error}"))?;
             return Ok(Self::Running { endpoint, url: url.clone(), pid: args.server_pid });
@@ -46,13 +53,14 @@ impl Source {
             (None, Some(_)) => 1,
             (None, None) => all_but_one,
         };
-        Ok(Self::Own(Launch {
+        let launch = Launch {
             binary: Launch::find_binary(args.server_bin.as_deref())?,
             cpu: args.pin_server,
             workers,
             settings: Vec::new(),
             arguments: args.server_arg.clone(),
-        }))
+        };
+        Ok(Self::Own { launch, access })
     }
 
     /// What results call it.
@@ -60,11 +68,11 @@ impl Source {
         let name = "tidewire".to_owned();
         let (note, generator_cpu) = (label.map(str::to_owned), generator.pin_client);
         match self {
-            Self::Own(launch) => Subject {
+            Self::Own { launch, access } => Subject {
                 name,
                 version: version_of(launch),
                 command: launch.in_a_line(),
-                note,
+                note: described(*access, note),
                 workers: Some(launch.workers),
                 cpu: launch.cpu,
                 cpus: launch.cpu.map_or(launch.workers, |_| 1).min(proc::cpus()),
@@ -92,9 +100,12 @@ impl Source {
         generator: &GeneratorArgs,
     ) -> Result<(Target, Option<Server>), String> {
         let (endpoint, server_pid, server) = match self {
-            Self::Own(launch) => {
-                let server = start(launch, scenario)?;
-                let endpoint = Endpoint::parse(&server.url).map_err(|error| error.to_string())?;
+            Self::Own { launch, access } => {
+                let trial = Trial::new(*access, session::now_s())?;
+                let launch = Launch { settings: trial.settings.clone(), ..launch.clone() };
+                let server = start(&launch, scenario)?;
+                let endpoint =
+                    Endpoint::parse_with(&server.url, trial.access()?).map_err(|error| error.to_string())?;
                 (endpoint, Some(server.pid()), Some(server))
             }
             Self::Running { endpoint, pid, .. } => (endpoint.clone(), *pid, None),
@@ -113,7 +124,19 @@ impl Source {
 /// Starts a server for the scenario.
 pub(crate) fn start(launch: &Launch, scenario: &Scenario) -> Result<Server, String> {
     proc::raise_open_files(scenario.connections() + run::OTHER_FILES).map_err(|error| error.to_string())?;
-    Launch { settings: settings(scenario), ..launch.clone() }.start()
+    let settings = [launch.settings.clone(), settings(scenario)].concat();
+    Launch { settings, ..launch.clone() }.start()
+}
+
+/// How it is spoken to, where that is not the usual way, in front of what the user calls it.
+fn described(access: AccessArgs, label: Option<String>) -> Option<String> {
+    let way = match access {
+        AccessArgs { tls: false, token: false } => return label,
+        AccessArgs { tls: true, token: false } => "TLS",
+        AccessArgs { tls: false, token: true } => "token",
+        AccessArgs { tls: true, token: true } => "TLS and token",
+    };
+    Some(label.map_or_else(|| way.to_owned(), |label| format!("{way}; {label}")))
 }
 
 /// As it says itself.
@@ -154,6 +177,15 @@ fn settings(scenario: &Scenario) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use crate::scenario::named;
+
+    #[test]
+    fn results_say_how_the_server_was_spoken_to() {
+        let label = || Some("before".to_owned());
+        let both = AccessArgs { tls: true, token: true };
+        assert_eq!(described(AccessArgs::default(), label()), label());
+        assert_eq!(described(both, None).as_deref(), Some("TLS and token"));
+        assert_eq!(described(AccessArgs { token: false, ..both }, label()).as_deref(), Some("TLS; before"));
+    }
 
     #[test]
     fn settings_follow_from_the_scenario() {

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -17,7 +16,7 @@ use crate::ledger::{Account, Ledger};
 use crate::measure::{Counters, Recorder};
 use crate::poll::Poll;
 use crate::scenario::{Behaviour, Codec, Group, Policy};
-use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, Progress, READ_BUFFER_BYTES};
+use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, Progress, READ_BUFFER_BYTES, Stream};
 
 /// Longest sleep of a reader: how soon it sees that the publishers have stopped.
 const TURN: Duration = Duration::from_millis(20);
@@ -186,7 +185,7 @@ impl Subscriber {
     }
 
     /// The socket, to register for events.
-    pub(crate) const fn stream(&self) -> &TcpStream {
+    pub(crate) const fn stream(&self) -> &Stream {
         &self.connection.stream
     }
 

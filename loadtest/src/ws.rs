@@ -1,18 +1,18 @@
 //! A WebSocket client of our own (RFC 6455), independent of the server's code: frames parsed in place over a
-//! read buffer that all connections of a thread share, masked writes. The opening handshake is in `handshake`.
+//! read buffer that all connections of a thread share, masked writes. The opening handshake is in `handshake`, TLS in
+//! `stream`.
 //!
 //! It never holds a message: what is incomplete stays as raw bytes in the connection's `carry` until the rest is there.
 //! It knows no Tidewire, only subprotocol names as text.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
 pub(crate) use self::handshake::{Endpoint, Opening};
+pub(crate) use self::stream::{ROOM_BYTES, Stream};
 
 mod handshake;
+mod stream;
 
 /// Largest message taken from a server; Tidewire's largest frame is one publish of 64 KiB and its header.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 128 << 10;
@@ -204,7 +204,7 @@ pub(crate) enum Ended {
 /// What one read did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// This many bytes came.
+    /// This many bytes came over the network.
     Read(usize),
     /// None were there.
     Idle,
@@ -214,7 +214,7 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// The socket, to register for events.
-    pub stream: TcpStream,
+    pub stream: Stream,
     /// Bytes of an incomplete message. Empty between most reads, and then it holds no memory worth the name.
     carry: Vec<u8>,
     /// Bytes that the socket did not take yet, from `written` on.
@@ -236,20 +236,14 @@ impl Connection {
 
     /// Connects only: what is said on the stream is the caller's.
     pub(crate) fn connect(endpoint: &Endpoint, receive_buffer_bytes: Option<usize>) -> Result<Self, Ended> {
-        let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
-        if let Some(bytes) = receive_buffer_bytes {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        socket.connect_timeout(&endpoint.address.into(), SETUP_TIMEOUT)?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_read_timeout(Some(SETUP_TIMEOUT))?;
-        socket.set_write_timeout(Some(SETUP_TIMEOUT))?;
-        Ok(Self { stream: socket.into(), carry: Vec::new(), outgoing: Vec::new(), written: 0 })
+        let stream = Stream::connect(endpoint, SETUP_TIMEOUT, receive_buffer_bytes)?;
+        stream.set_timeout(SETUP_TIMEOUT)?;
+        Ok(Self { stream, carry: Vec::new(), outgoing: Vec::new(), written: 0 })
     }
 
     /// From here on reads and writes return at once.
     pub(crate) fn set_nonblocking(&mut self) -> io::Result<()> {
-        self.stream.set_nonblocking(true)
+        self.stream.set_nonblocking()
     }
 
     /// Queues a text message and sends what the socket takes.
@@ -268,15 +262,15 @@ impl Connection {
         self.outgoing.extend_from_slice(bytes);
     }
 
-    /// Bytes that wait for the socket.
+    /// Bytes that wait for the socket; those within TLS, which are few, count as one.
     pub(crate) fn unsent(&self) -> usize {
-        self.outgoing.len() - self.written
+        self.outgoing.len() - self.written + usize::from(self.stream.has_unsent())
     }
 
     /// Sends what the socket takes.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        while self.unsent() > 0 {
-            match self.stream.write(&self.outgoing[self.written..]) {
+        while self.written < self.outgoing.len() {
+            match self.stream.send(&self.outgoing[self.written..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => self.written += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -286,7 +280,10 @@ impl Connection {
         }
         self.outgoing.clear();
         self.written = 0;
-        Ok(())
+        match self.stream.push() {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Reads once and hands every whole message to `on`, in place. Answers pings; a close frame is an error.
@@ -319,7 +316,7 @@ impl Connection {
         self.read_bytes_at_most(usize::MAX, buffer, take)
     }
 
-    /// The same, but leaves what is over `bytes_max`, which is not 0, in the socket.
+    /// The same, but leaves what is over `bytes_max` on the wire, which is not 0, in the socket.
     pub(crate) fn read_bytes_at_most(
         &mut self,
         bytes_max: usize,
@@ -327,10 +324,9 @@ impl Connection {
         take: impl FnOnce(&[u8], &mut Vec<u8>) -> Result<usize, Ended>,
     ) -> Result<Progress, Ended> {
         let kept = self.carry.len();
-        let end = buffer.len().min(kept.saturating_add(bytes_max));
-        let count = match self.stream.read(&mut buffer[kept..end]) {
-            Ok(0) => return Err(Ended::EndOfStream),
-            Ok(count) => count,
+        let received = match self.stream.receive(bytes_max, &mut buffer[kept..]) {
+            Ok(received) if received.wire == 0 => return Err(Ended::EndOfStream),
+            Ok(received) => received,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 return Ok(Progress::Idle);
             }
@@ -338,8 +334,8 @@ impl Connection {
         };
         buffer[..kept].copy_from_slice(&self.carry);
         self.carry.clear();
-        self.take_from(&buffer[..kept + count], take)?;
-        Ok(Progress::Read(count))
+        self.take_from(&buffer[..kept + received.plain], take)?;
+        Ok(Progress::Read(received.wire))
     }
 
     /// Like [`read_bytes`](Self::read_bytes) for what came with an earlier read, such as behind the handshake.
@@ -446,7 +442,8 @@ fn closed(payload: &[u8]) -> Ended {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::net::TcpListener;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
 
     /// What a server sends: unmasked.
     fn server_frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
@@ -501,7 +498,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
-        (far, Connection { stream, carry: Vec::new(), outgoing: Vec::new(), written: 0 })
+        (
+            far,
+            Connection { stream: Stream::Plain(stream), carry: Vec::new(), outgoing: Vec::new(), written: 0 },
+        )
     }
 
     #[test]

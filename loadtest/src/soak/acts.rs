@@ -155,6 +155,15 @@ pub(crate) const ACTS: &[Act] = &[
         Listens,
         &[Refused(401), Closed(1000)],
     ),
+    // An open server has no use for a token, and says so; one that wants tokens ends it.
+    act(
+        "auth with a wrong token, then goodbye",
+        WebSocket,
+        &[Say(auth), Hear("\"unsupported\""), Say(goodbye)],
+        Listens,
+        &[Closed(1000), Closed(4401)],
+    ),
+    act("auth flood", WebSocket, &[Say(auths)], Listens, &[Closed(1008), Closed(4401)]),
     // Frames that RFC 6455 forbids.
     act("unmasked frame", WebSocket, &[Say(unmasked)], Listens, &[Closed(1002)]),
     act("reserved bit", WebSocket, &[Say(reserved_bit)], Listens, &[Closed(1002)]),
@@ -273,6 +282,14 @@ fn bad_key(place: &Place) -> Vec<u8> {
 
 fn opening(place: &Place, key: &str, headers: &str) -> String {
     place.endpoint.opening(key, headers)
+}
+
+fn auth(_: &Place) -> Vec<u8> {
+    text(r#"{"type":"auth","id":1,"token":"eyJhbGciOiJub25lIn0.e30."}"#)
+}
+
+fn auths(place: &Place) -> Vec<u8> {
+    auth(place).repeat(NONSENSE)
 }
 
 fn unmasked(_: &Place) -> Vec<u8> {

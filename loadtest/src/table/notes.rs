@@ -85,13 +85,15 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
         note(format!("books of {behaviour} subscribers: {}", books(account)));
     }
     if let Some(visits) = &repetition.visits {
+        let cpu = repetition.server_ns_per_connection();
         note(format!(
-            "{} connections/s, {} in all, {} failed; set up in p50 {}, p99 {}{}",
+            "{} connections/s, {} in all, {} failed; set up in p50 {}, p99 {}{}{}",
             rate(visits.per_s),
             grouped(visits.set_up.count + visits.failed),
             visits.failed,
             time(visits.set_up.p50),
             time(visits.set_up.p99),
+            cpu.map(|ns| format!("; server CPU {:.0} us each", ns / 1e3)).unwrap_or_default(),
             visits.failures.iter().map(|why| format!("; {why}")).collect::<String>()
         ));
     }

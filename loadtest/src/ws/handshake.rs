@@ -1,15 +1,17 @@
 //! The opening handshake of a client (RFC 6455, section 4.1): the URL, the request, and every check of the answer.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha1::{Digest, Sha1};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::SockRef;
 
+use super::stream::{ROOM_BYTES, Received, Stream};
 use super::{Ended, SETUP_TIMEOUT};
+use crate::access::Access;
 
 /// Longest answer to the upgrade request.
 const RESPONSE_BYTES_MAX: usize = 8 << 10;
@@ -17,22 +19,35 @@ const RESPONSE_BYTES_MAX: usize = 8 << 10;
 /// RFC 6455, section 1.3.
 const ACCEPT_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Where a server listens: `ws://HOST:PORT/PATH`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where a server listens: `ws://HOST:PORT/PATH`, or `wss://`; and what it wants to see.
+#[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     /// Resolved once, so that no name lookup is part of a measurement.
     pub address: SocketAddr,
+    /// How it is spoken to.
+    pub access: Access,
     host: String,
     path: String,
 }
 
 impl Endpoint {
-    /// Reads the URL and resolves its host. The path is `/ws` if the URL has none.
+    /// Reads the URL of a server that wants nothing in particular, and resolves its host. The path is `/ws` if the URL has
+    /// none.
     pub(crate) fn parse(url: &str) -> io::Result<Self> {
+        Self::parse_with(url, Access::default())
+    }
+
+    /// The same for a server that is spoken to in this way: `wss://` with TLS, `ws://` without.
+    pub(crate) fn parse_with(url: &str, access: Access) -> io::Result<Self> {
+        let scheme = access.scheme();
         let invalid = |why: &str| {
-            io::Error::new(ErrorKind::InvalidInput, format!("{url:?} {why}; want ws://HOST:PORT/ws"))
+            io::Error::new(ErrorKind::InvalidInput, format!("{url:?} {why}; want {scheme}HOST:PORT/ws"))
         };
-        let rest = url.strip_prefix("ws://").ok_or_else(|| invalid("does not begin with ws://"))?;
+        if url.starts_with("wss://") && access.tls.is_none() {
+            return Err(invalid("is a server with TLS, which only --tls speaks, to a server of its own"));
+        }
+        let rest =
+            url.strip_prefix(scheme).ok_or_else(|| invalid(&format!("does not begin with {scheme}")))?;
         let (authority, path) = match rest.find('/') {
             Some(at) if rest.len() > at + 1 => rest.split_at(at),
             Some(at) => (&rest[..at], "/ws"),
@@ -49,20 +64,21 @@ impl Endpoint {
         }
         let address =
             with_port.to_socket_addrs()?.next().ok_or_else(|| invalid("has a host without address"))?;
-        Ok(Self { address, host: authority.to_owned(), path: path.to_owned() })
+        Ok(Self { address, access, host: authority.to_owned(), path: path.to_owned() })
     }
 
     /// As it was given.
     pub(crate) fn url(&self) -> String {
-        format!("ws://{}{}", self.host, self.path)
+        format!("{}{}{}", self.access.scheme(), self.host, self.path)
     }
 
     /// The request that opens a WebSocket; `headers` are further ones, each with its end of line.
     pub(crate) fn opening(&self, key: &str, headers: &str) -> String {
         let Self { host, path, .. } = self;
+        let authorization = self.access.authorization();
         format!(
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{authorization}{headers}\r\n"
         )
     }
 
@@ -74,12 +90,12 @@ impl Endpoint {
 
 /// Asks for the WebSocket, with the subprotocol if there is one, and checks the answer. Returns what came behind it.
 pub(super) fn perform(
-    stream: &mut (impl Read + Write),
+    stream: &mut Stream,
     endpoint: &Endpoint,
     subprotocol: Option<&str>,
 ) -> Result<Vec<u8>, Ended> {
     let (request, key) = request(endpoint, subprotocol);
-    stream.write_all(request.as_bytes())?;
+    stream.send_all(request.as_bytes())?;
     let (head, rest) = read_response(stream)?;
     check_response(&head, &key, subprotocol).map_err(Ended::Refused)?;
     Ok(rest)
@@ -96,7 +112,7 @@ fn request(endpoint: &Endpoint, subprotocol: Option<&str>) -> (String, String) {
 #[derive(Debug)]
 pub(crate) struct Opening {
     /// The socket, to register for events.
-    pub stream: TcpStream,
+    pub stream: Stream,
     key: String,
     subprotocol: Option<&'static str>,
     response: Vec<u8>,
@@ -105,23 +121,20 @@ pub(crate) struct Opening {
 impl Opening {
     /// Connects, which only the server's kernel has to answer, and asks.
     pub(crate) fn begin(endpoint: &Endpoint, subprotocol: Option<&'static str>) -> Result<Self, Ended> {
-        let socket = Socket::new(Domain::for_address(endpoint.address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.connect_timeout(&endpoint.address.into(), SETUP_TIMEOUT)?;
-        socket.set_tcp_nodelay(true)?;
-        socket.set_linger(Some(Duration::ZERO))?;
+        let mut stream = Stream::connect(endpoint, SETUP_TIMEOUT, None)?;
+        SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO))?;
         let (request, key) = request(endpoint, subprotocol);
-        let mut stream = TcpStream::from(socket);
-        stream.write_all(request.as_bytes())?;
-        stream.set_nonblocking(true)?;
+        stream.send_all(request.as_bytes())?;
+        stream.set_nonblocking()?;
         Ok(Self { stream, key, subprotocol, response: Vec::new() })
     }
 
-    /// Reads what is there: whether the answer is complete, and right.
-    pub(crate) fn advance(&mut self) -> Result<bool, Ended> {
-        let mut chunk = [0; 2048];
-        match self.stream.read(&mut chunk) {
-            Ok(0) => return Err(Ended::EndOfStream),
-            Ok(count) => self.response.extend_from_slice(&chunk[..count]),
+    /// Reads what is there: whether the answer is complete, and right. `buffer` has [`ROOM_BYTES`] or more, and may be
+    /// shared.
+    pub(crate) fn advance(&mut self, buffer: &mut [u8]) -> Result<bool, Ended> {
+        match self.stream.receive(usize::MAX, buffer) {
+            Ok(Received { wire: 0, .. }) => return Err(Ended::EndOfStream),
+            Ok(received) => self.response.extend_from_slice(&buffer[..received.plain]),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 return Ok(false);
             }
@@ -140,15 +153,15 @@ impl Opening {
 }
 
 /// The head of the response and the bytes behind it.
-fn read_response(stream: &mut impl Read) -> Result<(String, Vec<u8>), Ended> {
+fn read_response(stream: &mut Stream) -> Result<(String, Vec<u8>), Ended> {
     let mut bytes = Vec::new();
-    let mut chunk = [0; 2048];
+    let mut chunk = vec![0; ROOM_BYTES];
     loop {
-        let count = stream.read(&mut chunk)?;
-        if count == 0 {
+        let received = stream.receive(2048, &mut chunk)?;
+        if received.wire == 0 {
             return Err(Ended::EndOfStream);
         }
-        bytes.extend_from_slice(&chunk[..count]);
+        bytes.extend_from_slice(&chunk[..received.plain]);
         if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
             let rest = bytes.split_off(end + 4);
             return Ok((String::from_utf8_lossy(&bytes).into_owned(), rest));
@@ -233,6 +246,7 @@ mod tests {
             ("ws://[::1]:80/a?b=c", Some(("[::1]:80", "/a?b=c"))),
             ("ws://127.0.0.1", Some(("127.0.0.1:80", "/ws"))),
             ("wss://127.0.0.1:1/ws", None),
+            ("http://127.0.0.1:1/ws", None),
             ("ws://", None),
             ("ws://127.0.0.1:1/w s", None),
             ("127.0.0.1:9400", None),
