@@ -91,28 +91,31 @@ impl Pattern {
     /// Whether `name`, a valid channel name, is one of the pattern's.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
+        let (pattern, name) = (self.text.as_bytes(), name.as_bytes());
+        let prefix = usize::from(self.prefix);
         // Most of what is asked ends here.
-        if !name.as_bytes().starts_with(&self.text.as_bytes()[..usize::from(self.prefix)]) {
+        if name.len() < prefix || name[..prefix] != pattern[..prefix] {
             return false;
         }
-        if self.is_literal() {
-            return name.len() == self.text.len();
+        // A wildcard in the first place does not reach the server's own names.
+        if prefix == 0 && name.first() == Some(&b'$') {
+            return false;
         }
-        let mut tokens = name.split('.');
-        for (position, wanted) in self.text.split('.').enumerate() {
-            let Some(token) = tokens.next() else { return false };
-            // A wildcard in the first place does not reach the server's own names.
-            if position == 0 && (wanted == "*" || wanted == ">") && token.starts_with('$') {
-                return false;
-            }
-            match wanted {
-                ">" => return true,
-                "*" => {}
-                _ if wanted == token => {}
+        // Wildcards are whole tokens, so the rest can be compared byte by byte.
+        let (mut wanted, mut rest) = (&pattern[prefix..], &name[prefix..]);
+        while let Some((first, behind)) = wanted.split_first() {
+            rest = match (first, rest.first()) {
+                (b'>', Some(_)) => return true,
+                (b'*', Some(_)) => {
+                    let end = rest.iter().position(|byte| *byte == b'.').unwrap_or(rest.len());
+                    &rest[end..]
+                }
+                (byte, Some(found)) if byte == found => &rest[1..],
                 _ => return false,
-            }
+            };
+            wanted = behind;
         }
-        tokens.next().is_none()
+        rest.is_empty()
     }
 
     /// Whether every name of `other` is one of this pattern's. A name is a pattern, too.
