@@ -158,3 +158,18 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     assert_eq!(text(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn a_port_in_use_is_one_line() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    for arguments in [
+        vec!["serve", "--listen", &address],
+        vec!["serve", "--listen", "127.0.0.1:0", "--set", &format!("admin.listen={address}")],
+    ] {
+        let output = run(&arguments, &[]);
+        let told = text(&output.stderr);
+        assert!(told.starts_with(&format!("tidewire: cannot listen on {address}: ")), "{told}");
+        assert_eq!((told.lines().count(), output.status.code()), (1, Some(1)), "{told}");
+    }
+}

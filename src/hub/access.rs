@@ -4,7 +4,6 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::membership::Member;
 use super::{Hub, Refused};
 use crate::auth::grants::Right;
 use crate::auth::revocations::Revoked;
@@ -12,7 +11,7 @@ use crate::auth::seats::{Seat, Waiting};
 use crate::auth::{Identity, KeyId};
 use crate::clock::Now;
 use crate::close::CloseReason;
-use crate::config::Config;
+use crate::config::{AuthSettings, Config};
 use crate::pattern::{self, Pattern};
 use crate::session::DeliveryOptions;
 use crate::wire::ChannelId;
@@ -93,24 +92,22 @@ enum Due {
     Expiring,
 }
 
-fn due(member: &Member, config: &Config, now: Now) -> Option<Due> {
-    let auth = &config.auth;
-    match &member.standing {
+/// `since` is when the connection began; `told` whether it was told that its token ends soon.
+fn due(standing: &Standing, since: Now, told: bool, auth: &AuthSettings, now: Now) -> Option<Due> {
+    match standing {
         Standing::Open { .. } => None,
         Standing::Waiting(_) => {
-            let waited = now.at.saturating_duration_since(member.since.at);
+            let waited = now.at.saturating_duration_since(since.at);
             (waited >= auth.first_message_timeout).then_some(Due::Silent)
         }
         // By the wall clock, which the token speaks of.
         Standing::Known(identity) => {
-            let expires_s = identity.expires_s?;
-            let left = Duration::from_secs(expires_s).saturating_sub(Duration::from_nanos(now.wall_ns));
-            let over = Duration::from_nanos(now.wall_ns).saturating_sub(Duration::from_secs(expires_s));
+            let (end, wall) = (Duration::from_secs(identity.expires_s?), Duration::from_nanos(now.wall_ns));
             // A part of a second of leeway counts as one, as where tokens are checked.
-            if left.is_zero() && over >= whole_seconds(auth.leeway) {
+            if wall >= end + whole_seconds(auth.leeway) {
                 return Some(Due::Expired);
             }
-            (!member.told_expiring && left <= auth.expiry_warning).then_some(Due::Expiring)
+            (!told && wall + auth.expiry_warning >= end).then_some(Due::Expiring)
         }
     }
 }
@@ -241,7 +238,7 @@ impl Hub {
             if member.handle.ending().is_some() {
                 continue;
             }
-            match due(member, &self.config, now) {
+            match due(&member.standing, member.since, member.told_expiring, &self.config.auth, now) {
                 None => {}
                 Some(Due::Silent) => member.handle.end(CloseReason::Silent),
                 Some(Due::Expired) => {
@@ -287,4 +284,67 @@ const fn whole_seconds(duration: Duration) -> Duration {
 
 const fn forbidden(message: String) -> Refused {
     Refused { code: ErrorCode::Forbidden, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::auth::grants::Grants;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn a_clock_that_jumps_ends_nobody_but_by_the_token() {
+        let auth = AuthSettings::default();
+        let began = Now { at: Instant::now(), wall_ns: 1_800_000_000_000_000_000 };
+        let identity = |expires_s| Identity {
+            subject: "a".into(),
+            token_id: None,
+            issued_s: None,
+            expires_s,
+            key: None,
+            grants: Grants::default(),
+        };
+        let known = |expires_s| Standing::Known(Rc::new(identity(expires_s)));
+        let waiting = || Standing::Waiting(Waiting::begin(&Arc::default(), 1).expect("a place"));
+        let hour_ns = i64::try_from(HOUR.as_nanos()).expect("fits");
+        for jump_ns in [hour_ns, -hour_ns] {
+            let now = Now { wall_ns: began.wall_ns.saturating_add_signed(jump_ns), ..began };
+            let due = |standing: &Standing| due(standing, began, false, &auth, now);
+            assert_eq!(due(&Standing::Open { user: None }), None);
+            assert_eq!(due(&waiting()), None, "its time is not of the wall clock");
+            assert_eq!(due(&known(None)), None, "a certificate");
+            assert_eq!(due(&known(Some(1_800_007_300))), None, "two hours and a bit more than the warning");
+            let half_an_hour = known(Some(1_800_001_800));
+            assert_eq!(due(&half_an_hour), (jump_ns > 0).then_some(Due::Expired));
+        }
+        let late = Now { at: began.at + auth.first_message_timeout, ..began };
+        assert_eq!(due(&waiting(), began, false, &auth, late), Some(Due::Silent));
+    }
+
+    #[test]
+    fn a_token_is_warned_of_once_and_ends_with_the_leeway() {
+        let auth = AuthSettings { leeway: Duration::from_millis(4_100), ..AuthSettings::default() };
+        let identity = Identity {
+            subject: "a".into(),
+            token_id: None,
+            issued_s: None,
+            expires_s: Some(1_000),
+            key: None,
+            grants: Grants::default(),
+        };
+        let standing = Standing::Known(Rc::new(identity));
+        let at = Instant::now();
+        let due_at = |wall_ms: u64, told| {
+            let now = Now { at, wall_ns: wall_ms * 1_000_000 };
+            due(&standing, now, told, &auth, now)
+        };
+        assert_eq!(due_at(939_999, false), None);
+        assert_eq!(due_at(940_000, false), Some(Due::Expiring));
+        assert_eq!(due_at(1_004_999, true), None);
+        assert_eq!(due_at(1_005_000, true), Some(Due::Expired));
+    }
 }

@@ -240,3 +240,21 @@ fn many_come_and_go_and_nothing_stays() {
     wait_for("the descriptors", || (settled() <= base).then_some(()));
     healthy.check("after they have gone");
 }
+
+/// Names are the clients' to choose, so none of them may be a label.
+#[test]
+fn metrics_do_not_grow_with_names() {
+    let server = TestServer::start(|_| {});
+    let series = || String::from_utf8(http(server.pages, "/metrics").body).unwrap().lines().count();
+    let before = series();
+    let mut clients: Vec<Client> = (0..2).map(|_| server.client()).collect();
+    for (c, client) in clients.iter_mut().enumerate() {
+        for n in 0..500 {
+            let channel = client.advertise(&format!("device-{c}-{n}.temperature"));
+            client.publish(channel, &[1.0]);
+        }
+        client.round_trip();
+    }
+    assert_eq!(server.json("/api/channels")["channels"].as_array().unwrap().len(), 1_000);
+    assert_eq!(series(), before);
+}

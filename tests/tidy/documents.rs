@@ -38,6 +38,37 @@ pub(crate) fn exists(name: &str, files: &BTreeSet<String>) -> bool {
     [name.to_owned(), format!("src/{name}")].iter().any(|path| files.contains(path) || folder(path))
 }
 
+/// The tests of a source file, as `FILE::TEST`; FILE is its name, or that of its folder for `main.rs`, without a suffix.
+pub(crate) fn tests_in(path: &str, text: &str) -> Vec<String> {
+    let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs");
+    let mut found = Vec::new();
+    let mut marked = false;
+    for line in text.lines().map(str::trim) {
+        let is_test = line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        marked |= is_test;
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        if let Some((function, _)) = function.and_then(|rest| rest.split_once('(')) {
+            if marked {
+                found.push(format!("{name}::{function}"));
+            }
+            marked = false;
+        }
+    }
+    found
+}
+
+/// What a document names as `FILE::TEST`.
+pub(crate) fn tests_named(document: &str) -> BTreeSet<String> {
+    let quoted = document.split('`').skip(1).step_by(2);
+    let is_word = |word: &str| {
+        !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    quoted
+        .filter(|text| text.split_once("::").is_some_and(|(file, test)| is_word(file) && is_word(test)))
+        .map(str::to_owned)
+        .collect()
+}
+
 /// The rows of the one table that has a row opening with `key`, without its heading, cut to `cells` cells. Backquotes are
 /// left out.
 pub(crate) fn table_with(document: &str, key: &[&str], cells: usize) -> Vec<Vec<String>> {
@@ -80,4 +111,12 @@ fn documents_are_read_as_meant() {
     let text = "| code | name |\n| --- | --- |\n| `1000` | `x_y` | z |\n| 1001 | b | z |\n\n| name |\n| --- |\n| a_b | c |\n";
     assert_eq!(table_with(text, &["1000", "x_y"], 2), [["1000", "x_y"], ["1001", "b"]]);
     assert_eq!(table_with(text, &["a_b"], 1), [["a_b"]]);
+}
+
+#[test]
+fn tests_are_found_by_their_names() {
+    let text = "#[test]\nfn a_one() {\n}\nfn helper(x: u8) {}\n#[tokio::test]\nasync fn two() {}\n    #[test]\n    #[cfg(x)]\n    fn three() {}";
+    assert_eq!(tests_in("tests/end_to_end/tls.rs", text), ["tls::a_one", "tls::two", "tls::three"]);
+    let document = "`tls::a_one`, `bad::no test`, std::fs, `x::Y` and `keys::ok_2`";
+    assert_eq!(tests_named(document), ["keys::ok_2", "tls::a_one"].map(str::to_owned).into());
 }

@@ -57,8 +57,14 @@ const ONLY: &[(&str, &[&str])] = &[
 ];
 
 /// What a reader relies on: every file that these name exists.
-const DOCUMENTS: &[&str] =
-    &["README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/PROTOCOL.md", "docs/TLS.md"];
+const DOCUMENTS: &[&str] = &[
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/PROTOCOL.md",
+    "docs/TLS.md",
+    "docs/SECURITY.md",
+];
 
 /// Most bytes of a file in git: more is data, and data has another place.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -150,6 +156,20 @@ fn failures_of_tls_handshakes_are_documented() {
     let expected: Vec<_> = TlsFailure::ALL.into_iter().map(|reason| [reason.label()]).collect();
     let documented = documents::table_with(&read("docs/TLS.md"), &[TlsFailure::Timeout.label()], 1);
     assert_eq!(documented, expected, "the reasons of docs/TLS.md are not TlsFailure::ALL");
+}
+
+#[test]
+fn promises_name_tests_that_exist() {
+    let tests: BTreeSet<String> = sources()
+        .iter()
+        .flat_map(|(path, text)| documents::tests_in(path, &code::without_comments(text)))
+        .collect();
+    none(["docs/SECURITY.md", "tests/BAD_INPUT.md"].into_iter().flat_map(|document| {
+        let named = documents::tests_named(&read(document));
+        assert!(named.len() > 10, "{document} names {} tests", named.len());
+        let missing: Vec<_> = named.into_iter().filter(|name| !tests.contains(name)).collect();
+        missing.into_iter().map(move |name| format!("{document}: there is no test {name}"))
+    }));
 }
 
 /// How the documents write a retry advice.
