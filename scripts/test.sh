@@ -190,7 +190,7 @@ step_load() {
   target/release/loadtest run --duration 3 steady slow_reader
   target/release/loadtest run --duration 3 --tls --token steady
   # The shortest there is: whether the promises hold beside clients that misbehave. A leak takes the usual ten minutes.
-  target/release/loadtest soak --duration 15 --json "$logs/soak.json"
+  target/release/loadtest soak --duration 20 --json "$logs/soak.json"
 }
 
 # --- the run ----------------------------------------------------------------------------------------------------------

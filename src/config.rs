@@ -234,7 +234,7 @@ settings! {
         /// Bytes of data frames that wait for one connection. Worst case for the server: `connections_max` times this.
         data_bytes_max: usize = 1 << 20, "bytes", 1_024..=1 << 30;
         /// Bytes that all outboxes together take, each frame counted once for each worker that holds it; each worker has its share
-        /// of it, and at least `data_bytes_max`. Over it the oldest frames go, from every outbox, as gaps with reason `slow`
+        /// of it (the buffer of a frame may be twice the frame), and at least `data_bytes_max`. Over it the oldest frames go, from every outbox, as gaps with reason `slow`
         /// (policy `disconnect`: 4413). The default is everything that is sealed within the default `max_age_ms` at 2 Gbit/s.
         /// Control messages have half of it; over that the connections with the most of them end with 4413, and ten times a second
         /// it is looked at. Not in it: 16 bytes for each frame that waits for a connection.

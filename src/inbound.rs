@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -22,7 +22,7 @@ use crate::wire::decode::{DecodeError, SampleSpan, ScannedPublish, scan_publish}
 use crate::wire::ws::{self, Reader};
 use crate::wire::{ChannelId, Codec};
 use crate::worker::gate::Denied;
-use crate::worker::{Watched, Worker};
+use crate::worker::{READ_BYTES_MAX, Watched, Worker};
 
 /// What a connection does with messages.
 #[derive(Debug)]
@@ -45,6 +45,8 @@ pub struct Inbound {
     watched: Rc<Watched>,
     endpoint: Endpoint,
     reader: Reader,
+    /// Bytes that were read since the connection had to wait for some, or the others had their turn.
+    turn_bytes: usize,
     /// Only a first message is taken, which needs no more than [`FIRST_MESSAGE_BYTES_MAX`].
     confined: bool,
     /// Bytes that were read, and could not be handled yet because something has to be waited for.
@@ -84,7 +86,16 @@ impl Inbound {
         } else {
             message_bytes_max
         });
-        Self { worker, watched, endpoint, reader, confined, carry: leftover.to_vec(), announced: None }
+        Self {
+            worker,
+            watched,
+            endpoint,
+            reader,
+            turn_bytes: 0,
+            confined,
+            carry: leftover.to_vec(),
+            announced: None,
+        }
     }
 
     /// Reads until the connection ends, and says why.
@@ -137,19 +148,23 @@ impl Inbound {
 
     async fn read<S: AsyncRead + Unpin>(&mut self, io: &RefCell<S>) -> Step {
         let worker = Rc::clone(&self.worker);
-        let (step, full) = poll_fn(|cx| {
+        let step = poll_fn(|cx| {
             let mut buffer = worker.read_buffer.borrow_mut();
             let mut read = ReadBuf::new(&mut buffer);
-            let outcome = ready!(Pin::new(&mut *io.borrow_mut()).poll_read(cx, &mut read));
+            let Poll::Ready(outcome) = Pin::new(&mut *io.borrow_mut()).poll_read(cx, &mut read) else {
+                self.turn_bytes = 0;
+                return Poll::Pending;
+            };
             if outcome.is_err() || read.filled().is_empty() {
-                return Poll::Ready((Step::Close(CloseReason::PeerGone), false));
+                return Poll::Ready(Step::Close(CloseReason::PeerGone));
             }
-            let full = read.remaining() == 0;
-            Poll::Ready((self.consume(read.filled_mut(), worker.now()), full))
+            self.turn_bytes += read.filled().len();
+            Poll::Ready(self.consume(read.filled_mut(), worker.now()))
         })
         .await;
-        if full {
-            // There is more where this came from; the others on this thread go first.
+        if self.turn_bytes >= READ_BYTES_MAX {
+            // There is more where this came from; the others on this thread go first. TLS hands out a record at a time.
+            self.turn_bytes = 0;
             tokio::task::yield_now().await;
         }
         step

@@ -79,10 +79,11 @@ impl Server {
         keys::pass_over(&keys);
         gate::certificate_rights(&config)
             .map_err(|reason| io::Error::other(format!("auth.certificate_rights: {reason}")))?;
-        let tls =
-            Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
         let listener = listen(config.listen, &config)?;
         let admin = config.admin.listen.map(|address| listen(address, &config)).transpose()?;
+        // The last: a trial writes its certificate, which must not be over that of a server that has the port.
+        let tls =
+            Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
         Ok(Self { listener, admin, config, keys, keys_version, tls })
     }
 
@@ -341,8 +342,8 @@ async fn accept_some(listener: &AsyncFd<StdListener>, door: Listener, shared: &S
         let limited = (!shared.config.server.trusted_proxies.contain(address.ip())).then_some(address.ip());
         let admitted = match door {
             Listener::Public => shared.door.accept(limited, Instant::now()),
-            // Those who run the server are not kept out by a crowd at the other door.
-            Listener::Admin => shared.door.enter(address.ip(), Instant::now()),
+            // Those who run the server are not kept out by how many come to the other door.
+            Listener::Admin => shared.door.enter(limited, Instant::now()),
         };
         match admitted {
             Ok(place) => {

@@ -88,36 +88,33 @@ impl Tls {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut in_use = self.started_with.clone();
         let mut seen = in_use.clone();
+        let mut complained = None;
         loop {
             look.tick().await;
             let (this, used, before) = (Arc::clone(&self), in_use.clone(), seen.clone());
             let looked = tokio::task::spawn_blocking(move || {
                 let now = Stamps::of(&this.settings);
                 let settled = now == before && now != used;
-                if settled {
-                    this.reload();
-                }
-                (now, settled)
+                let read = settled.then(|| build(&this.settings, this.trial.as_ref()));
+                (now, read)
             });
             // It fails only while the runtime ends.
-            let Ok((now, settled)) = looked.await else { return };
-            if settled {
-                // Also where it could not be used: that is said once.
-                in_use = now.clone();
+            let Ok((now, read)) = looked.await else { return };
+            match read {
+                None => {}
+                Some(Ok(config)) => {
+                    in_use = now.clone();
+                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+                    tracing::info!("new TLS files are in use for new connections");
+                }
+                // It is tried again each time: who may read them may come right without a new version.
+                Some(Err(_)) if complained.as_ref() == Some(&now) => {}
+                Some(Err(error)) => {
+                    complained = Some(now.clone());
+                    tracing::warn!(%error, "new TLS files cannot be used; the ones before stay");
+                }
             }
             seen = now;
-        }
-    }
-
-    fn reload(&self) {
-        match build(&self.settings, self.trial.as_ref()) {
-            Ok(config) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-                tracing::info!("new TLS files are in use for new connections");
-            }
-            Err(error) => {
-                tracing::warn!(%error, "new TLS files cannot be used; the ones before stay");
-            }
         }
     }
 }

@@ -154,6 +154,9 @@ fn settings(scenario: &Scenario) -> Vec<(String, String)> {
     let mut settings = vec![
         ("inbound.publish_messages_per_s_max".to_owned(), "0".to_owned()),
         ("inbound.publish_bytes_per_s_max".to_owned(), "0".to_owned()),
+        ("inbound.publish_samples_per_s_max".to_owned(), "0".to_owned()),
+        // All have the same token, where they have one.
+        ("server.connections_per_subject_max".to_owned(), "0".to_owned()),
         ("server.connections_max".to_owned(), connections.to_string()),
     ];
     let stall = scenario.groups.iter().map(|group| match group.behaviour {

@@ -40,12 +40,13 @@ impl Door {
         Ok(Place { door: self.clone(), network, kind: Kind::Socket })
     }
 
-    /// Lets the socket in that a proxy has accepted for this client.
+    /// Lets the socket in that a proxy has accepted for this client, or that is not counted with those of all. `client` is nothing
+    /// for a proxy's own.
     ///
     /// # Errors
     /// Says what there is too much of; it is counted.
-    pub fn enter(&self, client: IpAddr, now: Instant) -> Result<Place, SocketRefusal> {
-        let network = Network::of(client);
+    pub fn enter(&self, client: Option<IpAddr>, now: Instant) -> Result<Place, SocketRefusal> {
+        let network = client.and_then(Network::of);
         self.counted(|admission| network.map_or(Ok(()), |network| admission.enter(network, now)))?;
         Ok(Place { door: self.clone(), network, kind: Kind::Socket })
     }

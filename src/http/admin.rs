@@ -9,7 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 
 use super::handshake::{REBOUND, check_origin, names_this_server};
-use super::reply::{Reply, json, method_not_allowed, refusal, unauthorized};
+use super::reply::{Reply, json, last, method_not_allowed, refusal, unauthorized};
 use super::{not_found, only};
 use crate::auth::grants::{Grants, Right};
 use crate::auth::offered;
@@ -78,7 +78,7 @@ pub(super) fn access(worker: &Worker, peer: &Peer, headers: &HeaderMap) -> Resul
         match denied {
             Denied::Token(_) => wrong(),
             Denied::Revoked => {
-                Box::new(refusal(StatusCode::FORBIDDEN, "forbidden", "the token has been revoked"))
+                Box::new(last(refusal(StatusCode::FORBIDDEN, "forbidden", "the token has been revoked")))
             }
         }
     })?;
@@ -90,7 +90,7 @@ pub(super) fn access(worker: &Worker, peer: &Peer, headers: &HeaderMap) -> Resul
         return Ok(Access::Channels(grants));
     }
     let message = "the token does not give the right admin";
-    Err(Box::new(refusal(StatusCode::FORBIDDEN, "forbidden", message)))
+    Err(Box::new(last(refusal(StatusCode::FORBIDDEN, "forbidden", message))))
 }
 
 /// Where the address alone lets somebody in, a page that a browser has from elsewhere must not come with it.

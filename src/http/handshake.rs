@@ -9,7 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use super::reply::{
-    Reply, method_not_allowed, refusal, retry_later, unauthorized, unavailable, upgrade_required,
+    Reply, last, method_not_allowed, refusal, retry_later, unauthorized, unavailable, upgrade_required,
 };
 use super::{Outcome, only};
 use crate::auth::offered;
@@ -107,7 +107,7 @@ fn check_upgrade(
         let seat = match &standing {
             Standing::Known(identity) => Some(worker.shared.gate.seat(identity).ok_or_else(|| {
                 let message = "the subject has all the connections that one may have; end one first";
-                let reply = refusal(StatusCode::TOO_MANY_REQUESTS, "subject", message);
+                let reply = last(refusal(StatusCode::TOO_MANY_REQUESTS, "subject", message));
                 Box::new((R::Subject, retry_later(reply, CloseReason::Capacity)))
             })?),
             Standing::Open { .. } | Standing::Waiting(_) => None,
@@ -149,7 +149,8 @@ fn check_token(worker: &Worker, peer: &Peer, request: &Request<Incoming>) -> Res
             Err(match denied {
                 Denied::Token(_) => no(true, NOT_TAKEN),
                 Denied::Revoked => {
-                    let reply = refusal(StatusCode::FORBIDDEN, "forbidden", "the token has been revoked");
+                    let message = "the token has been revoked";
+                    let reply = last(refusal(StatusCode::FORBIDDEN, "forbidden", message));
                     Box::new((HandshakeRefusal::Revoked, reply))
                 }
             })

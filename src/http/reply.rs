@@ -53,10 +53,14 @@ pub(super) fn unauthorized(given: bool, message: &str) -> Reply {
     } else {
         "Bearer realm=\"tidewire\""
     };
-    let headers = reply.headers_mut();
-    headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-    // To check a token costs more than to ask for it: the next attempt costs a socket, and those are limited.
-    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    reply.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    last(reply)
+}
+
+/// Ends the socket with this answer, which came after the check of a token. That costs more than to ask for it: the next attempt
+/// costs a socket, and those are limited.
+pub(super) fn last(mut reply: Reply) -> Reply {
+    reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     reply
 }
 

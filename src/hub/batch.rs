@@ -27,6 +27,9 @@ pub struct ClassKey {
     pub newest_only: bool,
 }
 
+/// Spare bytes that the buffer of a frame may have, beside as many as the frame: to give back fewer is not worth a copy.
+const SPARE_BYTES_MAX: usize = 1 << 10;
+
 impl ClassKey {
     /// The wait as a duration.
     #[must_use]
@@ -337,7 +340,11 @@ impl Batch {
             seal::push_seq_deltas(&mut self.buffer, &self.kept);
         }
         let next_capacity = self.buffer.len();
-        let buffer = std::mem::replace(&mut self.buffer, Vec::with_capacity(next_capacity));
+        let mut buffer = std::mem::replace(&mut self.buffer, Vec::with_capacity(next_capacity));
+        // It was made as large as the one before. A small frame must not hold the memory of a large one, which nobody counts.
+        if buffer.capacity() > 2 * buffer.len() + SPARE_BYTES_MAX {
+            buffer.shrink_to_fit();
+        }
         let header = encode::FrameHeader {
             channel: of.channel,
             epoch: of.epoch,

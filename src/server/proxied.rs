@@ -38,7 +38,7 @@ pub(super) async fn introduce(
         return None;
     };
     let Some(address) = client else { return Some((peer, place)) };
-    match door.enter(address.ip(), Instant::now()) {
+    match door.enter(Some(address.ip()), Instant::now()) {
         Ok(place) => Some((Peer { address, ..peer }, place)),
         Err(refusal) => {
             if worker.shared.tls.is_none() {
@@ -71,10 +71,12 @@ pub(super) fn client_of(worker: &Worker, peer: &Rc<Peer>, headers: &HeaderMap) -
     let told = forwarded_for(lines, trusted);
     let client =
         told.map_or_else(|| Rc::clone(peer), |address| Rc::new(Peer { address, ..(**peer).clone() }));
-    if headers.contains_key(header::UPGRADE) {
+    // What costs: a connection, and the check of a token.
+    let upgrades = headers.contains_key(header::UPGRADE);
+    if upgrades || headers.contains_key(header::AUTHORIZATION) {
         let mut hub = worker.hub.borrow_mut();
         let counters = &mut hub.metrics().counters;
-        counters.forwarded_unreadable += u64::from(told.is_none());
+        counters.forwarded_unreadable += u64::from(upgrades && told.is_none());
         if !worker.shared.door.passes(client.address.ip(), Instant::now()) {
             counters.handshakes_refused[HandshakeRefusal::Rate] += 1;
             return None;

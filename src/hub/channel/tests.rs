@@ -82,6 +82,10 @@ impl Home {
         for (position, frame) in sealed {
             let key = self.channel.class(position).unwrap().key();
             self.seen.push(take_apart(key, &frame, self.at_ms, self.now()));
+            // What is counted is the frame: its buffer must not be much more, whatever the one before was.
+            let bytes = frame.bytes.len();
+            let capacity = frame.bytes.try_into_mut().map_or(bytes, |buffer| buffer.capacity());
+            assert!(capacity <= 2 * bytes + 2_048, "{bytes} bytes in a buffer of {capacity}");
         }
         outcome
     }
@@ -187,6 +191,16 @@ fn take_apart(key: ClassKey, frame: &Frame, at_ms: u64, now: Now) -> Seen {
     assert!(frame.received_at.is_sorted() && frame.received_at.len() == TIMED_SAMPLES);
     assert!(frame.received_at[TIMED_SAMPLES - 1] <= frame.flushed_at);
     Seen { at_ms, key, seqs, values }
+}
+
+#[test]
+fn a_small_frame_does_not_hold_the_memory_of_a_large_one() {
+    let mut home = Home::new(&[AT_ONCE]);
+    for _ in 0..3 {
+        home.publish(1, 60_000);
+        home.publish(1, 1);
+    }
+    assert_eq!(home.seen.len(), 6);
 }
 
 #[test]
