@@ -12,6 +12,8 @@ pub mod seats;
 pub mod signer;
 pub mod token;
 
+use std::time::Duration;
+
 use grants::Grants;
 
 /// What a token says about its bearer.
@@ -37,6 +39,12 @@ pub struct KeyId(u64);
 
 /// The longest subject or token id, in bytes.
 pub const ID_BYTES_MAX: usize = 128;
+
+/// Tokens count in whole seconds: a part of one counts as one.
+#[must_use]
+pub const fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + (duration.subsec_nanos() > 0) as u64
+}
 
 /// A subject as one token of a channel name: bytes that no such token may hold become `%XX`, and so does `%`.
 #[must_use]

@@ -269,6 +269,12 @@ impl Config {
         !self.has_keys() && !self.tls.client_ca_file.is_set()
     }
 
+    /// The longest user, in bytes: `$user.ID` is a channel name.
+    #[must_use]
+    pub const fn user_bytes_max(&self) -> usize {
+        self.channel.channel_name_bytes_max - "$user.".len()
+    }
+
     /// Whether there are keys for tokens.
     #[must_use]
     pub fn has_keys(&self) -> bool {

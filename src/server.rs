@@ -21,6 +21,7 @@ use tokio::time::MissedTickBehavior;
 use crate::auth::keyring::Keyring;
 use crate::clock::nanos;
 use crate::config::Config;
+use crate::config::file::Stamp;
 use crate::http;
 use crate::hub::router::{Router, ToWorker};
 use crate::metrics::Stage;
@@ -64,7 +65,7 @@ pub struct Server {
     admin: Option<StdListener>,
     config: Config,
     keys: Keyring,
-    keys_version: Option<keys::Version>,
+    keys_stamp: Option<Stamp>,
     tls: Option<Arc<Tls>>,
 }
 
@@ -74,7 +75,7 @@ impl Server {
     /// # Errors
     /// An address cannot be bound, or a file not be used: one line that says which.
     pub fn bind(config: Config) -> io::Result<Self> {
-        let keys_version = keys::version(&config);
+        let keys_stamp = keys::stamp(&config);
         let keys = keys::load(&config)?;
         keys::pass_over(&keys);
         gate::certificate_rights(&config)
@@ -84,7 +85,7 @@ impl Server {
         // The last: a trial writes its certificate, which must not be over that of a server that has the port.
         let tls =
             Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
-        Ok(Self { listener, admin, config, keys, keys_version, tls })
+        Ok(Self { listener, admin, config, keys, keys_stamp, tls })
     }
 
     /// What it speaks TLS with, if it does.
@@ -136,7 +137,7 @@ impl Server {
         let accept = accept(&listener, Listener::Public, &shared);
         let publish = publisher::run(&shared);
         let log = log_latency(&shared);
-        let watch_keys = keys::watch(&shared, self.keys_version);
+        let watch_keys = keys::watch(&shared, self.keys_stamp);
         let watch_certificates = async {
             if let Some(tls) = &shared.tls {
                 Arc::clone(tls).watch().await;

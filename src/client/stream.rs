@@ -17,9 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::{ConnectError, Url};
-
-/// The largest file of certificates that is read, in bytes: four times the bundle with every public CA.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+use crate::config::file::FILE_BYTES_MAX;
 
 /// What a WebSocket needs (RFC 6455), as an application protocol of TLS (RFC 7301).
 const ALPN: &[u8] = b"http/1.1";

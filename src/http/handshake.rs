@@ -225,7 +225,7 @@ fn offers(headers: &HeaderMap, codec: Codec) -> bool {
 fn user(query: Option<&str>, worker: &Worker) -> Result<Option<Box<str>>, String> {
     let given = query.unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("user="));
     let Some(user) = given else { return Ok(None) };
-    let bytes_max = worker.config().channel.channel_name_bytes_max - "$user.".len();
+    let bytes_max = worker.config().user_bytes_max();
     if user.contains(['.', '$']) {
         return Err("user has to be one token of a channel name: no '.' and no '$'".into());
     }

@@ -8,7 +8,7 @@ use super::{Hub, Refused};
 use crate::auth::grants::Right;
 use crate::auth::revocations::Revoked;
 use crate::auth::seats::{Seat, Waiting};
-use crate::auth::{Identity, KeyId};
+use crate::auth::{Identity, KeyId, whole_seconds};
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::{AuthSettings, Config};
@@ -103,8 +103,7 @@ fn due(standing: &Standing, since: Now, told: bool, auth: &AuthSettings, now: No
         // By the wall clock, which the token speaks of.
         Standing::Known(identity) => {
             let (end, wall) = (Duration::from_secs(identity.expires_s?), Duration::from_nanos(now.wall_ns));
-            // A part of a second of leeway counts as one, as where tokens are checked.
-            if wall >= end + whole_seconds(auth.leeway) {
+            if wall >= end + Duration::from_secs(whole_seconds(auth.leeway)) {
                 return Some(Due::Expired);
             }
             (!told && wall + auth.expiry_warning >= end).then_some(Due::Expiring)
@@ -145,7 +144,7 @@ impl Hub {
         if before.is_some_and(|before| before.grants == identity.grants) {
             return Ok(());
         }
-        self.enforce(member, &identity, now);
+        self.enforce(member, now);
         self.open_inbox(member, now);
         Ok(())
     }
@@ -174,13 +173,12 @@ impl Hub {
     }
 
     /// Ends what a connection has and may not have any more.
-    fn enforce(&mut self, member: usize, identity: &Rc<Identity>, now: Now) {
-        let standing = Standing::Known(Rc::clone(identity));
+    fn enforce(&mut self, member: usize, now: Now) {
         let this = &self.members[member];
         let lost: Vec<(usize, Refused)> = this
             .subscriptions
             .iter()
-            .filter_map(|(number, it)| Some((number, standing.check_readable(it.pattern()).err()?)))
+            .filter_map(|(number, it)| Some((number, this.standing.check_readable(it.pattern()).err()?)))
             .collect();
         for (number, refused) in lost {
             let pattern = self.members[member].subscriptions[number].pattern().clone();
@@ -190,10 +188,11 @@ impl Hub {
             let subscription = pattern.as_str();
             this.handle.push_event(&Event::Unsubscribed { id: None, subscription, channels });
         }
-        let lost: Vec<(ChannelId, Refused)> = self.members[member]
+        let this = &self.members[member];
+        let lost: Vec<(ChannelId, Refused)> = this
             .advertised
             .iter()
-            .filter_map(|(channel, info)| Some((*channel, standing.check_writable(&info.name).err()?)))
+            .filter_map(|(channel, info)| Some((*channel, this.standing.check_writable(&info.name).err()?)))
             .collect();
         for (channel, refused) in lost {
             self.members[member].advertised.remove(&channel);
@@ -275,11 +274,6 @@ fn is_inbox(name: &str) -> bool {
 
 fn not_given(right: &str, name: &str) -> Refused {
     forbidden(format!("channel {name:?}: the token gives no right to {right}; ask for one that does"))
-}
-
-/// Tokens count in whole seconds: a part of one counts as one.
-const fn whole_seconds(duration: Duration) -> Duration {
-    Duration::from_secs(duration.as_secs() + (duration.subsec_nanos() > 0) as u64)
 }
 
 const fn forbidden(message: String) -> Refused {

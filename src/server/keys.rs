@@ -1,23 +1,19 @@
 //! The keys that tokens are checked with: read from their file, and again when it changes. Never says what is in one.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::auth::KeyId;
 use crate::auth::keyring::{Defaults, Keyring};
-use crate::config::{Config, file};
+use crate::config::Config;
+use crate::config::file::{self, Stamp};
 use crate::hub::router::ToWorker;
 use crate::worker::Shared;
 
 /// How often the file is looked at. A look, not a watch of the kernel's: mounted secrets change by a link two folders up.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What changes when a file does, or who may read it: when it was written, when anything about it was, its length, its number.
-pub(super) type Version = (SystemTime, i64, i64, u64, u64);
 
 /// All keys of a configuration.
 ///
@@ -57,17 +53,15 @@ pub(crate) fn read(path: &Path, defaults: Defaults<'_>) -> Result<Keyring, Strin
     }
 }
 
-/// Which version of the file is there.
-pub(super) fn version(config: &Config) -> Option<Version> {
-    let metadata = fs::metadata(config.auth.keys_file.get()?).ok()?;
-    let (changed, part) = (metadata.ctime(), metadata.ctime_nsec());
-    Some((metadata.modified().ok()?, changed, part, metadata.len(), metadata.ino()))
+/// The state of the file, if one is named and there.
+pub(super) fn stamp(config: &Config) -> Option<Stamp> {
+    Stamp::of(config.auth.keys_file.get()?)
 }
 
 /// Takes the keys anew whenever their file has changed since `used`, and has the connections end that came with a key that is
 /// gone. What is wrong with a new file is logged once, and the old keys stay until it is right. Ends at once where there is no
 /// file.
-pub(super) async fn watch(shared: &Arc<Shared>, mut used: Option<Version>) {
+pub(super) async fn watch(shared: &Arc<Shared>, mut used: Option<Stamp>) {
     if !shared.config.auth.keys_file.is_set() {
         return;
     }
@@ -78,7 +72,7 @@ pub(super) async fn watch(shared: &Arc<Shared>, mut used: Option<Version>) {
         let config = Arc::clone(&shared.config);
         // A file may be far away, and the acceptor waits for this task.
         let read = tokio::task::spawn_blocking(move || {
-            let current = version(&config);
+            let current = stamp(&config);
             (current != used).then(|| (current, load(&config)))
         });
         let Ok(Some((current, loaded))) = read.await else { continue };
@@ -113,6 +107,7 @@ pub(super) fn pass_over(keys: &Keyring) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

@@ -17,9 +17,7 @@ use x509_cert::der::Decode as _;
 
 use crate::clock::Clock;
 use crate::config::TlsSettings;
-
-/// The largest file that is read, in bytes: the bundle with every public CA has a quarter of that.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+use crate::config::file::{FILE_BYTES_MAX, Stamp};
 
 /// Permissions that nobody but the owner of a key may have: to read it and to write it.
 const OTHERS_MAY: u32 = 0o066;
@@ -139,31 +137,14 @@ pub(super) fn fingerprint(certificate: &CertificateDer<'_>) -> Option<String> {
     Some(pairs.join(":"))
 }
 
-/// What tells one state of the files from another, without reading them: also a link that points elsewhere, and permissions
-/// that were mended.
+/// The state of each of the files, without reading them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stamps([Option<Stamp>; 3]);
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
-    /// Device, number and bytes.
-    file: (u64, u64, u64),
-    /// Seconds and nanoseconds of the last change of the bytes, and of all else.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
 
 impl Stamps {
     /// The files that the settings name, as they are now.
     pub(super) fn of(settings: &TlsSettings) -> Self {
         let files = [&settings.certificate_file, &settings.key_file, &settings.client_ca_file];
-        Self(files.map(|file| {
-            let metadata = std::fs::metadata(file.get()?).ok()?;
-            Some(Stamp {
-                file: (metadata.dev(), metadata.ino(), metadata.len()),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-                changed: (metadata.ctime(), metadata.ctime_nsec()),
-            })
-        }))
+        Self(files.map(|file| Stamp::of(file.get()?)))
     }
 }

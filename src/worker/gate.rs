@@ -3,7 +3,6 @@
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
@@ -13,7 +12,7 @@ use crate::auth::keyring::Keyring;
 use crate::auth::revocations::{Revocations, RevokeError, Revoked};
 use crate::auth::seats::{Seat, Seats, Waiting};
 use crate::auth::token::{self, Rules, TokenError};
-use crate::auth::{Identity, channel_token};
+use crate::auth::{Identity, channel_token, whole_seconds};
 use crate::clock::Now;
 use crate::config::Config;
 
@@ -86,9 +85,9 @@ impl Gate {
     pub fn admit(&self, token: &str, now: Now) -> Result<Identity, Denied> {
         let keys = Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner));
         let rules = Rules {
-            leeway_s: seconds(self.config.auth.leeway),
-            lifetime_s_max: seconds(self.config.auth.token_lifetime_max),
-            subject_bytes_max: self.config.channel.channel_name_bytes_max - "$user.".len(),
+            leeway_s: whole_seconds(self.config.auth.leeway),
+            lifetime_s_max: whole_seconds(self.config.auth.token_lifetime_max),
+            subject_bytes_max: self.config.user_bytes_max(),
         };
         let identity = token::verify(token, &keys, &rules, unix_s(now))?;
         if self.is_shut_out(&identity) { Err(Denied::Revoked) } else { Ok(identity) }
@@ -100,7 +99,7 @@ impl Gate {
     /// Nobody's that is let in.
     pub fn admit_certificate(&self, name: &str) -> Result<Identity, Denied> {
         let (subject, grants) = (channel_token(name), self.certificate_rights.clone());
-        if subject.len() > self.config.channel.channel_name_bytes_max - "$user.".len() {
+        if subject.len() > self.config.user_bytes_max() {
             return Err(Denied::Token(TokenError::Claim("the common name does not fit a channel name")));
         }
         let identity =
@@ -123,9 +122,9 @@ impl Gate {
     /// There is no such id, or no room.
     pub fn revoke(&self, revoked: &Revoked, now: Now) -> Result<u64, RevokeError> {
         let auth = &self.config.auth;
-        let (now_s, leeway_s) = (unix_s(now), seconds(auth.leeway));
+        let (now_s, leeway_s) = (unix_s(now), whole_seconds(auth.leeway));
         let issued_s = now_s + leeway_s;
-        let until_s = issued_s + seconds(auth.token_lifetime_max) + leeway_s + 1;
+        let until_s = issued_s + whole_seconds(auth.token_lifetime_max) + leeway_s + 1;
         let mut revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
         revocations.revoke(revoked, issued_s, until_s, now_s)?;
         Ok(issued_s)
@@ -139,11 +138,6 @@ impl Gate {
         let [given, wanted] = [given, token.expose()].map(|text| digest(&SHA256, text.as_bytes()));
         !token.is_empty() && given.as_ref().ct_eq(wanted.as_ref()).into()
     }
-}
-
-/// Tokens count in whole seconds: a part of one counts as one.
-fn seconds(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 const fn unix_s(now: Now) -> u64 {
