@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 pub mod codec;
 pub mod control;
+pub mod cursor;
 pub mod decode;
 pub mod encode;
 pub mod seal;
