@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+mod history;
 mod log;
 mod networks;
 mod origins;
@@ -19,6 +20,7 @@ mod setting;
 pub mod file;
 pub mod load;
 
+pub use history::{Bounds, Exceptions};
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use networks::{Network, NetworkError, Networks};
 pub use origins::{Origin, OriginError, Origins, is_local};
@@ -227,6 +229,25 @@ settings! {
         frame_bytes_max: usize = 16 << 10, "bytes", 256..=MESSAGE;
         /// A batch is sealed at this many samples.
         frame_samples_max: usize = 4_096, "samples", 1..=SAMPLES;
+    }
+
+    /// What is kept of each channel for those who come back (`since`, `last`, `last_ms`). Of a channel with a history, frames are made
+    /// also while nobody receives them.
+    history: HistorySettings {
+        /// Bytes of frames that are kept of a channel, with some 120 for each frame itself; the newest frame stays, however large. 0 keeps
+        /// nothing of any channel that `channels` does not name. The default is what 10 s have at 25 kB/s.
+        bytes_max: usize = 256 << 10, "bytes", 0..=1 << 30;
+        /// Age at which a frame is let go, the newest aside. The default is longer than a client takes to find that its connection
+        /// is dead and to come back. Frames that were put together for a replay may be an eighth older.
+        age_max: Duration = Duration::from_secs(10), "ms", 1..=WEEK;
+        /// Samples that are kept of a channel: tiny ones are small in `bytes_max`, and large in the JSON of a replay, 64 bytes or
+        /// more each. The default is 10 s of 2,000 samples a second.
+        samples_max: u64 = 20_000, "samples", 1..=1 << 30;
+        /// Bytes that all channels keep together; each worker has its share of it. Over it the channels that nobody published to or
+        /// resumed for longest lose theirs first. The default holds `bytes_max` of 1,000 busy channels.
+        total_bytes_max: usize = 256 << 20, "bytes", 0..=1 << 40;
+        /// Channels with other bounds, by pattern; the first that matches counts. `off` keeps nothing.
+        channels: Exceptions = Exceptions::default(), "", Any;
     }
 
     /// What one slow reader may cost, and how it is told.
