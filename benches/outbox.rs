@@ -58,6 +58,8 @@ impl Bench {
             first: seq,
             last: seq,
             count: 1,
+            head_bytes: 0,
+            replayed: false,
             flushed_at: now.at,
             received_at: [now.at; TIMED_SAMPLES],
         };

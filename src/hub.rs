@@ -16,14 +16,17 @@ use slab::Slab;
 use crate::clock::{Now, nanos};
 use crate::close::CloseReason;
 use crate::config::Config;
+use crate::history::ring::{Kept, StreamOf};
+use crate::history::{History, RingKey};
 use crate::metrics::{Stage, WorkerMetrics};
 use crate::outbox::Slot;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::memory::FrameMemory;
 use crate::pattern::index::PatternIndex;
 use crate::wire::control::{ErrorCode, Event};
+use crate::wire::cursor::Lineage;
 use crate::wire::decode::{SampleSpan, ScannedPublish};
-use crate::wire::{ChannelId, Frame, Seq};
+use crate::wire::{ChannelId, Codec, Frame, Seq};
 
 pub mod access;
 pub mod batch;
@@ -31,6 +34,7 @@ pub mod channel;
 pub mod directory;
 pub mod membership;
 pub mod overload;
+mod replay;
 mod report;
 pub mod router;
 
@@ -39,6 +43,7 @@ use channel::{Channel, ClassesFull, DueQueue, Flush, Sealed};
 use directory::ChannelInfo;
 use membership::{Announcing, Join, Member, Request};
 use overload::Widening;
+use replay::Replays;
 use router::{Announced, ForwardedPublish, Publisher, Router, ToWorker};
 
 /// What became of a publish.
@@ -83,6 +88,10 @@ pub struct Hub {
     /// Classes of which another worker has missed a frame, until it is told.
     behind: HashSet<(ChannelId, ClassKey, usize)>,
     sealed: Vec<Sealed>,
+    /// What is kept of the channels whose home is here.
+    history: History,
+    /// Who catches up with the past.
+    replays: Replays,
     /// The frames in the outboxes here.
     memory: FrameMemory,
     /// Bytes in control lanes at the last tick.
@@ -105,6 +114,7 @@ impl Hub {
         let share = config.outbox.total_bytes_max / router.workers();
         // One full outbox has to fit.
         let memory = FrameMemory::new(share.max(config.outbox.data_bytes_max));
+        let history = History::new(config.history.total_bytes_max / router.workers());
         Self {
             worker,
             config,
@@ -120,6 +130,8 @@ impl Hub {
             widening,
             behind: HashSet::new(),
             sealed: Vec::new(),
+            history,
+            replays: Replays::default(),
             memory,
             control_bytes: 0,
             relieved: false,
@@ -214,11 +226,18 @@ impl Hub {
                 drop(permit);
                 self.hand_out(class, *frame, now);
             }
-            ToWorker::Join { info, from, to, worker, token } => {
-                let seq = self.join_at_home(&info, from, to, worker, now);
-                self.router.send(worker, ToWorker::Joined { token, seq });
+            ToWorker::Join { info, from, to, start, worker, token } => {
+                let joined = self.begin_at_home(&info, from, to, start.as_ref(), worker, now);
+                self.router.send(worker, ToWorker::Joined { token, joined });
             }
-            ToWorker::Joined { token, seq } => self.finish_join(token, seq, now),
+            ToWorker::Joined { token, joined } => self.finish_join(token, joined, now),
+            ToWorker::Fetch(fetch) => self.note_fetch(*fetch, now),
+            ToWorker::Fetched { token, fetched } => self.finish_fetch(token, *fetched, now),
+            ToWorker::Describe { info, worker, token } => {
+                let stream = self.describe_at_home(&info, now);
+                self.router.send(worker, ToWorker::Described { token, stream });
+            }
+            ToWorker::Described { token, stream } => self.finish_describe(token, stream),
             ToWorker::Leave { channel, class, worker } => self.leave_at_home(channel, class, worker),
             ToWorker::Announce { info, done } => {
                 self.announce(&info, now);
@@ -237,7 +256,10 @@ impl Hub {
             }
             ToWorker::Head { channel, class, head } => self.note_head(channel, class, head, now),
             ToWorker::Retire(channel) => {
-                self.channels.remove(&channel);
+                if let Some(ring) = self.channels.remove(&channel).and_then(|channel| channel.ring()) {
+                    self.history.close(ring);
+                }
+                self.refuse_at_end(channel, now);
             }
             ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
             ToWorker::List(reply) => drop(reply.send(self.list(now))),
@@ -251,10 +273,13 @@ impl Hub {
     /// When [`Hub::poll_due`] has something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.due.next()
+        match (self.due.next(), self.replays.next_step()) {
+            (Some(due), Some(step)) => Some(due.min(step)),
+            (due, step) => due.or(step),
+        }
     }
 
-    /// Seals the batches whose deadline has come.
+    /// Seals the batches whose deadline has come, and goes on with what is replayed.
     pub fn poll_due(&mut self, now: Now) {
         while let Some((at, due)) = self.due.pop(now.at) {
             self.with_channel(due.channel, now, |channel, flush| channel.handle_due(&due, flush));
@@ -264,6 +289,7 @@ impl Hub {
                 self.dispatch(due.channel, now);
             }
         }
+        self.step_replays(now);
     }
 
     /// What was sealed has waited this long for its turn to be written, though its socket would have taken it.
@@ -275,6 +301,7 @@ impl Hub {
     pub fn tick(&mut self, now: Now) {
         self.widening.adapt(now.at);
         self.check_standings(now);
+        self.history.tick(now);
         self.memory.begin_generation();
         self.relieved = false;
         self.control_bytes = 0;
@@ -310,7 +337,7 @@ impl Hub {
         ack: Option<(Publisher, u64)>,
         now: Now,
     ) {
-        self.channels.entry(info.id).or_insert_with(|| Channel::new(Arc::clone(info)));
+        self.channel_at_home(info);
         let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
         if !self.sealed.is_empty() {
             self.dispatch(info.id, now);
@@ -324,6 +351,23 @@ impl Hub {
                 self.router.send(publisher.worker, acked);
             }
         }
+    }
+
+    /// A channel whose home is here, made with its history if it is new.
+    fn channel_at_home(&mut self, info: &Arc<ChannelInfo>) -> &mut Channel {
+        self.channels.entry(info.id).or_insert_with(|| {
+            let mut channel = Channel::new(Arc::clone(info));
+            if let Some(bounds) = self.config.history.bounds_of(&info.name) {
+                let of = StreamOf { channel: info.id, epoch: info.epoch };
+                channel.keep(kept_class(&self.config), self.history.open(of, bounds, Lineage::default()));
+            }
+            channel
+        })
+    }
+
+    /// Keeps a frame of the class that the history is made of: of all that is published to a channel with a history, once each.
+    fn keep(&mut self, ring: RingKey, frame: &Frame, now: Now) {
+        self.history.insert(ring, Kept::of(frame, now), now);
     }
 
     /// Works on a channel whose home is here, with what sealing needs; what it seals waits in `sealed` for
@@ -349,11 +393,12 @@ impl Hub {
     /// Sends what was sealed to each worker that has receivers.
     fn dispatch(&mut self, id: ChannelId, now: Now) {
         let mut sealed = std::mem::take(&mut self.sealed);
+        let mut has_kept = false;
         for (position, frame) in sealed.drain(..) {
-            let Some(class) = self.channels.get(&id).and_then(|channel| channel.class(position)) else {
-                continue;
-            };
+            let Some(channel) = self.channels.get(&id) else { continue };
+            let Some(class) = channel.class(position) else { continue };
             let key = class.key();
+            let ring = channel.ring().filter(|_| class.is_kept());
             let mut here = false;
             for worker in class.workers() {
                 if worker == self.worker {
@@ -363,12 +408,19 @@ impl Hub {
                     self.behind.insert((id, key, worker));
                 }
             }
+            if let Some(ring) = ring {
+                has_kept = true;
+                self.keep(ring, &frame, now);
+            }
             if here {
                 self.hand_out(key, frame, now);
             }
         }
         // The capacity stays with the hub.
         self.sealed = sealed;
+        if has_kept && self.replays.awaits_frame(id) {
+            self.serve_at_end(id, now);
+        }
     }
 
     /// The fan-out: one reference count, one queue entry and at most one wake-up for each receiver.
@@ -498,7 +550,7 @@ impl Hub {
         worker: usize,
         now: Now,
     ) -> Result<Seq, ClassesFull> {
-        self.channels.entry(info.id).or_insert_with(|| Channel::new(Arc::clone(info)));
+        self.channel_at_home(info);
         let classes_max = self.config.channel.classes_max;
         let seq = self.with_channel(info.id, now, |channel, flush| match from {
             Some(from) => channel.switch(from, to, worker, classes_max, flush),
@@ -522,6 +574,12 @@ impl Hub {
             channel.leave(class, worker);
         }
     }
+}
+
+/// The class that histories are made of: the one of most programs, which leaves nothing out.
+fn kept_class(config: &Config) -> ClassKey {
+    let delay_ms = u32::try_from(config.batch.window.as_millis()).unwrap_or(u32::MAX);
+    ClassKey { codec: Codec::Protobuf, delay_ms, interval_us: None, newest_only: false }
 }
 
 /// A request failed.

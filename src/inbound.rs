@@ -305,8 +305,14 @@ impl Handling<'_> {
                 }
                 self.publish(member, Some(channel), &message)
             }
-            Action::Subscribe { id, pattern, delivery } => {
-                let outcome = self.worker.hub.borrow_mut().subscribe(member, id, &pattern, delivery, now);
+            Action::Subscribe { id, pattern, delivery, past } => {
+                let mut hub = self.worker.hub.borrow_mut();
+                let outcome = hub.subscribe(member, id, &pattern, delivery, past, now);
+                drop(hub);
+                self.after_request(id, outcome)
+            }
+            Action::History { id, name } => {
+                let outcome = self.worker.hub.borrow_mut().describe(member, id, &name, now);
                 self.after_request(id, outcome)
             }
             Action::Unsubscribe { id, pattern } => {

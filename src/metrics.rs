@@ -7,8 +7,8 @@
 use hdrhistogram::Histogram;
 
 pub use counters::{
-    By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, Label, SocketRefusal,
-    TlsFailure,
+    By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, HistoryEviction, Label,
+    SocketRefusal, TlsFailure,
 };
 
 mod counters;

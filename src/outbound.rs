@@ -263,14 +263,18 @@ fn write(
     let mut hub = worker.hub.borrow_mut();
     let metrics = hub.metrics();
     metrics.counters.writes += 1;
-    let mut data = false;
+    let (mut data, mut live) = (false, false);
     outbox.advance(written, |frame| {
         data = true;
+        if frame.replayed {
+            return;
+        }
+        live = true;
         let waited = nanos(now.at.saturating_duration_since(frame.flushed_at));
         metrics.record(Stage::OutboxWait, waited, u64::from(frame.count));
         record_total(frame, now, |total, count| metrics.record(Stage::ServerTotal, total, count));
     });
-    if data {
+    if live {
         metrics.record(Stage::OutboxDepthBytes, depth as u64, 1);
         metrics.record(Stage::OutboxAge, nanos(age), 1);
     }

@@ -4,6 +4,9 @@
 //! The ledger of each subscription holds after every call:
 //! `published = delivered + conflated + dropped + queued`. What is not delivered becomes a `gap` notice, merged, at most one
 //! each [`GAP_NOTICE_INTERVAL`] for a subscription and reason.
+//!
+//! A mark is a message that has its place among the frames, such as the one that ends a replay: no policy drops it, and it is in no
+//! ledger. A subscription has at most one, so its channels bound them.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -14,7 +17,7 @@ use slab::Slab;
 
 use crate::clock::Now;
 use crate::config::OutboxLimits;
-use crate::wire::control::{Event, GapReason, Head, Ledger, Policy};
+use crate::wire::control::{Event, GapReason, Ledger, Policy};
 use crate::wire::{ChannelId, Frame, Seq, seal};
 
 pub mod handle;
@@ -122,8 +125,10 @@ pub struct Outbox {
     /// How many entries have left the front of `data`: turns a stable entry number into a position.
     data_popped: u64,
     data_bytes: usize,
-    /// Live entries of `data`.
+    /// Live entries of `data` that are frames.
     data_frames: usize,
+    /// Live entries of `data` that are marks.
+    marks: usize,
     /// Requests whose answer has to go before any more data.
     held: u32,
     /// What the kernel took only a part of; its lane's accounting still holds it.
@@ -170,17 +175,10 @@ struct SlotState {
     queued: u64,
     /// The waiting entry of a `latest` subscription, by number.
     waiting: Option<u64>,
-    gaps: Gaps,
+    /// Loss that was not told yet, one span for each reason.
+    gaps: Vec<(GapReason, Span)>,
     notice_due: Option<Instant>,
     gapped: bool,
-}
-
-/// Loss that was not told yet, one span for each reason.
-#[derive(Debug, Default)]
-struct Gaps {
-    slow: Option<Span>,
-    conflated: Option<Span>,
-    rate: Option<Span>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,29 +188,20 @@ struct Span {
     count: u64,
 }
 
-impl Gaps {
-    fn add(&mut self, reason: GapReason, from: Seq, to: Seq, count: u64) {
-        let span = match reason {
-            GapReason::Slow | GapReason::History => &mut self.slow,
-            GapReason::Conflated => &mut self.conflated,
-            GapReason::Rate => &mut self.rate,
-        };
-        *span = Some(match *span {
-            None => Span { from, to, count },
-            Some(span) => Span { from: span.from.min(from), to: span.to.max(to), count: span.count + count },
-        });
-    }
-
-    fn take(&mut self) -> [(GapReason, Option<Span>); 3] {
-        [
-            (GapReason::Slow, self.slow.take()),
-            (GapReason::Conflated, self.conflated.take()),
-            (GapReason::Rate, self.rate.take()),
-        ]
-    }
+/// Whether a frame is a mark.
+fn is_mark(frame: &Frame) -> bool {
+    frame.count == 0
 }
 
 impl SlotState {
+    fn add_gap(&mut self, reason: GapReason, from: Seq, to: Seq, count: u64) {
+        if let Some((_, span)) = self.gaps.iter_mut().find(|(of, _)| *of == reason) {
+            *span = Span { from: span.from.min(from), to: span.to.max(to), count: span.count + count };
+        } else {
+            self.gaps.push((reason, Span { from, to, count }));
+        }
+    }
+
     fn published(&self) -> u64 {
         self.next - self.start
     }
@@ -241,6 +230,7 @@ impl Outbox {
             data_popped: 0,
             data_bytes: 0,
             data_frames: 0,
+            marks: 0,
             held: 0,
             partial: None,
             slots: Slab::new(),
@@ -267,7 +257,7 @@ impl Outbox {
             dropped: 0,
             queued: 0,
             waiting: None,
-            gaps: Gaps::default(),
+            gaps: Vec::new(),
             notice_due: None,
             gapped: false,
         });
@@ -310,7 +300,7 @@ impl Outbox {
     /// Ends a subscription: what waits for it is discarded, and counted. Returns the final ledger.
     pub fn close_slot(&mut self, slot: Slot) -> Ledger {
         // Without anything queued there is nothing to look for: a connection that ends has many slots and a long queue.
-        let queued = self.slots.get(slot as usize).is_some_and(|state| state.queued > 0);
+        let queued = self.marks > 0 || self.slots.get(slot as usize).is_some_and(|state| state.queued > 0);
         for position in 0..if queued { self.data.len() } else { 0 } {
             if self.data[position].slot == slot && self.data[position].frame.is_some() {
                 let count = self.remove_entry(position);
@@ -321,6 +311,9 @@ impl Outbox {
             }
         }
         self.pop_removed();
+        if self.data.len() > 2 * self.data_frames + self.marks + REMOVED_MAX {
+            self.compact();
+        }
         if let Some(Partial { item: Item::Data(partial, frame), .. }) = &mut self.partial
             && *partial == slot
         {
@@ -328,7 +321,7 @@ impl Outbox {
             *partial = NO_SLOT;
             let count = u64::from(frame.count);
             self.totals.samples_delivered += count;
-            self.totals.frames_delivered += 1;
+            self.totals.frames_delivered += u64::from(!is_mark(frame));
             if let Some(state) = self.slots.get_mut(slot as usize) {
                 state.delivered += count;
                 state.queued -= count;
@@ -395,7 +388,7 @@ impl Outbox {
                 return if policy == Policy::Disconnect { Err(Overflow) } else { Ok(()) };
             }
         }
-        if self.data.len() > 2 * self.data_frames + REMOVED_MAX {
+        if self.data.len() > 2 * self.data_frames + self.marks + REMOVED_MAX {
             self.compact();
         }
         let number = self.data_popped + self.data.len() as u64;
@@ -409,6 +402,27 @@ impl Outbox {
         }
         self.check();
         Ok(())
+    }
+
+    /// Puts a mark behind the frames of a subscription. What comes later goes behind it, also where it would take the place of a
+    /// waiting frame.
+    pub fn push_mark(&mut self, slot: Slot, mark: Rc<HeldFrame>) {
+        debug_assert!(is_mark(&mark), "a mark has no samples");
+        let Some(state) = self.slots.get_mut(slot as usize) else { return };
+        state.waiting = None;
+        self.data.push_back(Entry { slot, frame: Some(mark) });
+        self.marks += 1;
+        self.check();
+    }
+
+    /// Everything up to `upto` that has not come is not kept any more.
+    pub fn note_gone(&mut self, slot: Slot, upto: Seq, now: Now) {
+        let Some(state) = self.slots.get_mut(slot as usize) else { return };
+        let from = state.next;
+        if upto >= from {
+            state.next = upto + 1;
+            self.account_loss(slot, GapReason::History, from, upto, upto + 1 - from, now);
+        }
     }
 
     /// The newest sequence that exists on the channel, told by its home in silence: what is missing up to it is a gap.
@@ -440,7 +454,7 @@ impl Outbox {
         let mut outcome = Ok(());
         let mut position = 0;
         while let Some(Entry { slot, frame }) = self.data.get(position) {
-            if let Some(frame) = frame {
+            if let Some(frame) = frame.as_ref().filter(|frame| !is_mark(frame)) {
                 let policy = self.slots.get(*slot as usize).map(|state| state.options.policy);
                 if frame.generation() <= upto {
                     if policy == Some(Policy::Disconnect) {
@@ -485,7 +499,9 @@ impl Outbox {
     /// Whether there is anything to write.
     #[must_use]
     pub fn has_output(&self) -> bool {
-        self.partial.is_some() || !self.control.is_empty() || (self.data_frames > 0 && !self.is_held())
+        self.partial.is_some()
+            || !self.control.is_empty()
+            || (self.data_frames + self.marks > 0 && !self.is_held())
     }
 
     /// Whether there is anything to write, or a gap notice that may be due.
@@ -572,6 +588,7 @@ impl Outbox {
                     self.control_bytes -= message.len();
                     self.totals.control_messages += 1;
                 }
+                Item::Data(_, mark) if is_mark(&mark) => self.totals.control_messages += 1,
                 Item::Data(slot, frame) => {
                     self.data_bytes -= frame.bytes.len();
                     if let Some(state) = self.slots.get_mut(slot as usize) {
@@ -599,12 +616,6 @@ impl Outbox {
         self.slots.iter().map(|(_, state)| state.ledger())
     }
 
-    /// The newest sequence of each subscribed channel that has come this far.
-    #[must_use]
-    pub fn heads(&self) -> Vec<Head> {
-        self.slots.iter().map(|(_, s)| Head { channel: s.channel.0, seq: s.next - 1 }).collect()
-    }
-
     /// Bytes of control messages that wait.
     #[must_use]
     pub const fn control_bytes(&self) -> usize {
@@ -620,7 +631,9 @@ impl Outbox {
     /// Data frames that wait.
     #[must_use]
     pub fn data_frames(&self) -> usize {
-        self.data_frames + usize::from(matches!(self.partial, Some(Partial { item: Item::Data(..), .. })))
+        let partial =
+            matches!(&self.partial, Some(Partial { item: Item::Data(_, frame), .. }) if !is_mark(frame));
+        self.data_frames + usize::from(partial)
     }
 
     /// Age of the oldest waiting frame.
@@ -670,6 +683,10 @@ impl Outbox {
             let number = self.data_popped;
             self.data_popped += 1;
             if let Some(frame) = entry.frame {
+                if is_mark(&frame) {
+                    self.marks -= 1;
+                    return Some(Item::Data(entry.slot, frame));
+                }
                 self.data_frames -= 1;
                 if let Some(state) = self.slots.get_mut(entry.slot as usize)
                     && state.waiting == Some(number)
@@ -731,7 +748,7 @@ impl Outbox {
     /// `disconnect` subscriptions, at most `data_frames_max` of them.
     fn evict_oldest(&mut self, now: Now) -> bool {
         let position = self.data.iter().position(|entry| {
-            entry.frame.is_some()
+            entry.frame.as_ref().is_some_and(|frame| !is_mark(frame))
                 && self
                     .slots
                     .get(entry.slot as usize)
@@ -745,6 +762,9 @@ impl Outbox {
 
     /// Whether a waiting frame has become too old.
     fn is_stale(&self, slot: Slot, frame: &Frame, now: Now) -> bool {
+        if is_mark(frame) {
+            return false;
+        }
         let age = now.at.saturating_duration_since(frame.flushed_at);
         let Some(state) = self.slots.get(slot as usize) else { return !age.is_zero() };
         age > state.options.max_age
@@ -781,6 +801,10 @@ impl Outbox {
         let number = self.data_popped + position as u64;
         let entry = &mut self.data[position];
         let Some(frame) = entry.frame.take() else { return 0 };
+        if is_mark(&frame) {
+            self.marks -= 1;
+            return 0;
+        }
         let count = u64::from(frame.count);
         self.data_bytes -= frame.bytes.len();
         self.data_frames -= 1;
@@ -831,7 +855,7 @@ impl Outbox {
 
     fn note_gap(&mut self, slot: Slot, reason: GapReason, from: Seq, to: Seq, count: u64, now: Now) {
         let Some(state) = self.slots.get_mut(slot as usize) else { return };
-        state.gaps.add(reason, from, to, count);
+        state.add_gap(reason, from, to, count);
         if !state.gapped {
             state.gapped = true;
             self.gapped.push(slot);
@@ -858,8 +882,8 @@ impl Outbox {
             state.notice_due = Some(now.at + GAP_NOTICE_INTERVAL);
             state.gapped = false;
             let channel = state.channel.0;
-            for (reason, span) in state.gaps.take() {
-                let Some(Span { from, to, count }) = span else { continue };
+            // The capacity stays: who has lost something often loses more.
+            for (reason, Span { from, to, count }) in state.gaps.drain(..) {
                 let notice = seal::event(&Event::Gap { channel, from, to, count, reason });
                 self.totals.gap_notices += 1;
                 if self.control_bytes + notice.len() > self.limits.control_bytes_max {
@@ -878,10 +902,11 @@ impl Outbox {
 
     /// The invariants, checked after each change in debug builds.
     fn check(&self) {
-        debug_assert_eq!(self.data_frames, self.data.iter().filter(|e| e.frame.is_some()).count());
+        let live = self.data.iter().filter(|e| e.frame.is_some()).count();
+        debug_assert_eq!(self.data_frames + self.marks, live);
         debug_assert!(self.data_frames <= self.limits.data_frames_max);
         debug_assert!(self.data_bytes <= self.limits.data_bytes_max);
-        debug_assert!(self.data.len() <= 2 * self.limits.data_frames_max + REMOVED_MAX + 1);
+        debug_assert!(self.data.len() <= 2 * self.limits.data_frames_max + self.marks + REMOVED_MAX + 1);
         debug_assert!(
             self.slots
                 .iter()

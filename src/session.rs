@@ -1,6 +1,7 @@
 //! The rules of one client's conversation: what a message asks for, whether it may, how often, and what a wrong one gets.
 //! Pure: no socket, no hub, no clock.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,11 +11,13 @@ use crate::bucket::Bucket;
 use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::{Config, Secret};
+use crate::history::Past;
 use crate::pattern::{self, Pattern, PatternError};
 use crate::wire::codec::{self, ChannelRef};
 use crate::wire::control::{
-    ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Subscribe, Unsupported,
+    ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Since, Subscribe, Unsupported,
 };
+use crate::wire::cursor::Cursor;
 use crate::wire::{ChannelId, Codec};
 
 /// Delays that a subscription can have, in milliseconds, beside the server's flush window; what is asked for is rounded down,
@@ -47,6 +50,15 @@ pub enum Action {
         pattern: Pattern,
         /// How, as it takes effect.
         delivery: DeliveryOptions,
+        /// With what of the past.
+        past: Option<Past>,
+    },
+    /// Answer with what is kept of a channel.
+    History {
+        /// Of the request.
+        id: Option<u64>,
+        /// The channel, checked.
+        name: String,
     },
     /// Stop watching.
     Unsubscribe {
@@ -368,7 +380,7 @@ impl Session {
             return Err(Refusal::error(None, ErrorCode::BadRequest, message));
         }
         match request {
-            Request::Subscribe(subscribe) => self.handle_subscribe(&subscribe),
+            Request::Subscribe(subscribe) => self.handle_subscribe(subscribe),
             Request::Unsubscribe(request) => {
                 Ok(Action::Unsubscribe { id, pattern: self.parse_pattern(id, &request.channel)? })
             }
@@ -390,7 +402,11 @@ impl Session {
             }
             Request::Auth(Auth { id, token }) => self.handle_auth(id, token, now),
             Request::Presence(Unsupported { id }) => Err(unsupported(id, "presence")),
-            Request::History(Unsupported { id }) => Err(unsupported(id, "history")),
+            Request::History(request) => {
+                pattern::check_name(&request.channel, self.config.channel.channel_name_bytes_max)
+                    .map_err(|error| bad_channel(id, &request.channel, error))?;
+                Ok(Action::History { id, name: request.channel })
+            }
         }
     }
 
@@ -409,14 +425,11 @@ impl Session {
         Ok(Action::Auth { id, token })
     }
 
-    fn handle_subscribe(&self, request: &Subscribe) -> Result<Action, Refusal> {
+    fn handle_subscribe(&self, request: Subscribe) -> Result<Action, Refusal> {
         let id = request.id;
         let pattern = self.parse_pattern(id, &request.channel)?;
-        if request.since.is_some() || request.last.is_some() {
-            let message =
-                "since and last: replay is not in this version; leave them out to get what comes from now on";
-            return Err(Refusal::error(id, ErrorCode::Unsupported, message));
-        }
+        let past = self.parse_past(&pattern, request.since, request.last, request.last_ms);
+        let past = past.map_err(|(code, message)| Refusal::error(id, code, message))?;
         let window_ms = millis(self.config.batch.window);
         let max_delay_ms = request.max_delay_ms.map_or(window_ms, |asked| effective_delay(asked, window_ms));
         let max_age_ms = request.max_age_ms.unwrap_or_else(|| millis(self.config.outbox.max_age));
@@ -432,7 +445,82 @@ impl Session {
             })?),
         };
         let delivery = DeliveryOptions { policy: request.policy, max_delay_ms, max_age_ms, max_rate_hz };
-        Ok(Action::Subscribe { id, pattern, delivery })
+        Ok(Action::Subscribe { id, pattern, delivery, past })
+    }
+
+    fn parse_past(
+        &self,
+        pattern: &Pattern,
+        since: Option<Since>,
+        last: Option<serde_json::Value>,
+        last_ms: Option<serde_json::Value>,
+    ) -> Result<Option<Past>, (ErrorCode, String)> {
+        let bad = |message: String| (ErrorCode::BadRequest, message);
+        let count = |field: &str, value: &serde_json::Value| {
+            let remedy = "a whole number, 1 or more";
+            value.as_u64().filter(|value| *value > 0).ok_or_else(|| {
+                bad(format!("{field} {} is out of range; {remedy}", shortened(&value.to_string())))
+            })
+        };
+        match (since, last, last_ms) {
+            (None, None, None) => Ok(None),
+            (None, Some(last), None) => Ok(Some(Past::Last(count("last", &last)?))),
+            (None, None, Some(last_ms)) => Ok(Some(Past::LastMs(count("last_ms", &last_ms)?))),
+            (Some(since), None, None) => self.parse_since(pattern, since).map(Some),
+            _ => Err(bad("since, last and last_ms: at most one of them; leave out the others".into())),
+        }
+    }
+
+    fn parse_since(&self, pattern: &Pattern, since: Since) -> Result<Past, (ErrorCode, String)> {
+        let bad = |message: String| Err((ErrorCode::BadRequest, message));
+        let named = match since {
+            Since::Text(_) if !pattern.is_literal() => {
+                return bad(format!(
+                    "since: {:?} is a pattern; give an object with a cursor for each channel, such as \
+                     {{\"NAME\":\"EPOCH:SEQ\"}}",
+                    pattern.as_str()
+                ));
+            }
+            Since::Text(text) => vec![(pattern.as_str().to_owned(), text.into())],
+            Since::Named(named) => named,
+            Since::Other(value) => {
+                let value = shortened(&value.to_string());
+                return bad(format!(
+                    "since {value} is no cursor; give a string, or an object with a cursor for each channel"
+                ));
+            }
+        };
+        let channels_max = self.config.channel.channels_max;
+        if named.len() > channels_max {
+            let message = format!("since names {} channels; at most {channels_max}", named.len());
+            return Err((ErrorCode::LimitExceeded, message));
+        }
+        let mut cursors = BTreeMap::new();
+        for (name, value) in named {
+            let shown = shortened(&name);
+            let bytes_max = self.config.channel.channel_name_bytes_max;
+            if pattern::check_name(&name, bytes_max).is_err() || !pattern.matches(&name) {
+                return bad(format!(
+                    "since: channel \"{shown}\" is none of {:?}; leave it out",
+                    pattern.as_str()
+                ));
+            }
+            let Some(text) = value.as_str() else {
+                let value = shortened(&value.to_string());
+                return bad(format!("since of channel \"{shown}\" is {value}; a cursor is a string"));
+            };
+            let cursor: Cursor = match text.parse() {
+                Ok(cursor) => cursor,
+                Err(error) => {
+                    let text = shortened(text);
+                    return bad(format!("since of channel \"{shown}\": \"{text}\" {error}"));
+                }
+            };
+            if cursors.insert(name.into_boxed_str(), cursor).is_some() {
+                return bad(format!("since names channel \"{shown}\" twice; keep one"));
+            }
+        }
+        Ok(Past::Since(cursors))
     }
 
     fn parse_pattern(&self, id: Option<u64>, text: &str) -> Result<Pattern, Refusal> {
@@ -472,6 +560,13 @@ fn bad_channel(id: Option<u64>, text: &str, error: PatternError) -> Refusal {
     let short: String = text.chars().take(QUOTED_CHARS_MAX).collect();
     let dots = if short.len() < text.len() { "..." } else { "" };
     Refusal::error(id, ErrorCode::BadChannel, format!("channel \"{}\"{dots} {error}", escaped(&short)))
+}
+
+/// The beginning of a peer's text, for an error.
+fn shortened(text: &str) -> String {
+    let short: String = text.chars().take(QUOTED_CHARS_MAX).collect();
+    let dots = if short.len() < text.len() { "..." } else { "" };
+    escaped(&short) + dots
 }
 
 /// A peer's text in an error: printable ASCII as it is, everything else escaped, of bounded length.

@@ -96,7 +96,11 @@ pub struct Frame {
     pub last: Seq,
     /// Samples in it; fewer than `last - first + 1` where some were conflated.
     pub count: u32,
-    /// When it was sealed.
+    /// Bytes before its blocks: the headers. 0 in codecs other than protobuf, which have no such place.
+    pub head_bytes: u8,
+    /// Whether it comes from the history: its waits are no latencies.
+    pub replayed: bool,
+    /// When it was sealed; of a replayed one, when it was put into an outbox.
     pub flushed_at: Instant,
     /// When samples in it were received: evenly spaced ones, the oldest first.
     pub received_at: [Instant; TIMED_SAMPLES],

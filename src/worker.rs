@@ -317,7 +317,7 @@ impl Worker {
     }
 
     fn send_heartbeat(&self, watched: &Watched, now: Now) {
-        let heads = watched.handle.outbox().borrow().heads();
+        let heads = watched.member.map(|member| self.hub.borrow().heads(member)).unwrap_or_default();
         if !heads.is_empty() {
             watched.handle.push_event(&Event::Heartbeat { server_ns: Digits(now.wall_ns), heads: &heads });
             self.hub.borrow_mut().metrics().counters.heartbeats_sent += 1;

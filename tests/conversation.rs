@@ -41,7 +41,7 @@ S< {"type":"welcome","protocol":"tidewire.v1.json","connection":<connection>,"se
     "publish_samples_per_s_max":10000000,"control_messages_per_s_max":1000},
     "settings":{"max_delay_ms":10,"max_age_ms":1000,"heartbeat_ms":10000,"ping_ms":25000,"pong_timeout_ms":10000}}
 S< {"type":"subscribed","subscription":"$user.ann","policy":"drop_oldest","max_delay_ms":0,"max_age_ms":1000,
-    "max_rate_hz":null,"channels":[{"channel":<inbox>,"name":"$user.ann","epoch":<inbox_epoch>,"seq":1}]}
+    "max_rate_hz":null,"channels":[{"channel":<inbox>,"name":"$user.ann","epoch":<inbox_epoch>,"seq":1,"cursor":"<inbox_epoch>:0"}]}
 
 C> {"type":"subscribe","channel":"first.>"}
 S< {"type":"subscribed","subscription":"first.>","policy":"drop_oldest","max_delay_ms":10,"max_age_ms":1000,
@@ -56,7 +56,7 @@ S< {"type":"subscribed","subscription":"a.*","policy":"latest","max_delay_ms":10
     "max_rate_hz":null,"channels":[]}
 
 C> {"type":"advertise","channel":"a.b"}
-S< {"type":"channel","subscription":"a.>","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":1}
+S< {"type":"channel","subscription":"a.>","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":1,"cursor":"<epoch>:0"}
 S< {"type":"advertised","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":1}
 C> {"type":"publish","channel":"a.b","block":{"samples":[{"integer":1},{"integer":2}]}}
 S< {"type":"frame","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":1,"count":2,"flushed_ns":"<flushed1_ns>",
@@ -65,7 +65,7 @@ S< {"type":"frame","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":1,"cou
 
 C> {"type":"subscribe","channel":"a.b","policy":"latest"}
 S< {"type":"subscribed","subscription":"a.b","policy":"latest","max_delay_ms":10,"max_age_ms":1000,
-    "max_rate_hz":null,"channels":[{"channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":3}]}
+    "max_rate_hz":null,"channels":[{"channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":3,"cursor":"<epoch>:2"}]}
 C> {"type":"publish","channel":"a.b","block":{"samples":[{"integer":3},{"integer":4}]}}
 S< {"type":"gap","channel":<channel>,"from":3,"to":3,"count":1,"reason":"conflated"}
 S< {"type":"frame","channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":4,"count":1,"flushed_ns":"<flushed2_ns>",
@@ -83,9 +83,9 @@ S< {"type":"subscribed","subscription":"*.c","policy":"drop_oldest","max_delay_m
     "max_rate_hz":null,"channels":[]}
 C> {"type":"subscribe","channel":">","max_rate_hz":0.1}
 S< {"type":"subscribed","subscription":">","policy":"drop_oldest","max_delay_ms":10,"max_age_ms":1000,
-    "max_rate_hz":0.1,"channels":[{"channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":7}]}
+    "max_rate_hz":0.1,"channels":[{"channel":<channel>,"name":"a.b","epoch":<epoch>,"seq":7,"cursor":"<epoch>:6"}]}
 C> {"type":"advertise","channel":"b.c"}
-S< {"type":"channel","subscription":"*.c","channel":<second>,"name":"b.c","epoch":<second_epoch>,"seq":1}
+S< {"type":"channel","subscription":"*.c","channel":<second>,"name":"b.c","epoch":<second_epoch>,"seq":1,"cursor":"<second_epoch>:0"}
 S< {"type":"advertised","channel":<second>,"name":"b.c","epoch":<second_epoch>,"seq":1}
 C> close 1000
 S< close 1000

@@ -88,7 +88,7 @@ fn a_frame_crosses_to_a_worker_once() {
         // All on one worker, which is not the channel's home.
         let home = (0..3).find(|&worker| {
             let (member, _) = workers.enter(worker);
-            workers.hubs[worker].subscribe(member, None, &pattern, delivery, workers.now).unwrap();
+            workers.hubs[worker].subscribe(member, None, &pattern, delivery, None, workers.now).unwrap();
             // Only the home answers a join by itself.
             let alone = workers.inboxes.iter_mut().all(|inbox| inbox.is_empty());
             workers.settle();
@@ -101,7 +101,7 @@ fn a_frame_crosses_to_a_worker_once() {
         let handles: Vec<_> = (0..receivers)
             .map(|_| {
                 let (member, handle) = workers.enter(other);
-                workers.hubs[other].subscribe(member, None, &pattern, delivery, workers.now).unwrap();
+                workers.hubs[other].subscribe(member, None, &pattern, delivery, None, workers.now).unwrap();
                 workers.settle();
                 handle
             })

@@ -19,6 +19,7 @@ use prost::Message;
 use serde_json::Value as Json;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::Config;
+use tidewire::history::Past;
 use tidewire::hub::access::Standing;
 use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::{FRAME_CREDIT_KIB, Router, ToWorker};
@@ -53,6 +54,20 @@ enum Operation {
     },
     Subscribe {
         connection: usize,
+        pattern: usize,
+        delivery: DeliveryOptions,
+    },
+    /// As `Subscribe`, with something of the past.
+    Resume {
+        connection: usize,
+        pattern: usize,
+        delivery: DeliveryOptions,
+        wish: Wish,
+    },
+    /// The connection ends, and another one comes that goes on where it was, on any worker.
+    Reconnect {
+        connection: usize,
+        worker: usize,
         pattern: usize,
         delivery: DeliveryOptions,
     },
@@ -92,6 +107,15 @@ enum Operation {
     },
 }
 
+/// What a `subscribe` wants of the past.
+#[derive(Clone, Copy, Debug)]
+enum Wish {
+    /// What came after that which the connection, or another one, has had. Without any of it: all that is kept.
+    Since,
+    Last(u64),
+    LastMs(u64),
+}
+
 fn delivery(random: &mut fastrand::Rng) -> DeliveryOptions {
     let policies = [Policy::DropOldest, Policy::DropNewest, Policy::Latest, Policy::Disconnect];
     let weights = [0, 0, 0, 1, 1, 2, 2, 2, 3];
@@ -127,10 +151,23 @@ fn operation(random: &mut fastrand::Rng, palette: &Palette) -> Operation {
     let (pattern, name) = (random.usize(..PATTERNS.len()), random.usize(..palette.names));
     match random.usize(..100) {
         0..7 => Operation::Connect { worker, codec: palette.codecs[random.usize(..2)] },
-        7..10 => Operation::Remove { connection },
-        10..24 => {
+        7..9 => Operation::Remove { connection },
+        9..17 => {
             Operation::Subscribe { connection, pattern, delivery: palette.deliveries[random.usize(..3)] }
         }
+        17..21 => Operation::Resume {
+            connection,
+            pattern,
+            delivery: palette.deliveries[random.usize(..3)],
+            wish: [Wish::Since, Wish::Last(random.u64(1..20)), Wish::LastMs(random.u64(1..40))]
+                [random.usize(..3)],
+        },
+        21..24 => Operation::Reconnect {
+            connection,
+            worker,
+            pattern,
+            delivery: palette.deliveries[random.usize(..3)],
+        },
         24..31 => Operation::Unsubscribe { connection, pattern },
         31..38 => Operation::Advertise { connection, name },
         38..60 => Operation::Publish {
@@ -166,6 +203,14 @@ struct Heard {
     slow: u64,
     conflated: u64,
     spans: Vec<(u64, u64)>,
+    /// What it was told of the past, until the mark that ends it.
+    replay: Option<Json>,
+    /// Whether it was told that some of the past is gone, and how much of it in gaps.
+    partial: bool,
+    history: u64,
+    /// The first sequence that was live, after a replay.
+    live: u64,
+    epoch: u32,
 }
 
 /// A peer and its side of the stream.
@@ -180,7 +225,11 @@ struct Connection {
     heard: BTreeMap<u32, Heard>,
     /// Where the subscription to each channel began, by the server's ledger.
     starts: BTreeMap<u32, u64>,
+    /// What it has asked for of the past of channels, by name: a cursor, or something else.
+    wishes: BTreeMap<usize, Option<String>>,
     advertised: HashMap<usize, ChannelId>,
+    /// Ends of subscriptions that the peer has not heard of: what begins again may begin where the last one did.
+    unheard_ends: usize,
     /// The inbound loop reads no further while a request is unanswered. Only the subscription to a user's own inbox, which is one
     /// channel, is made without waiting.
     waits: bool,
@@ -195,6 +244,8 @@ struct World {
     connections: Vec<Connection>,
     next_connection: u64,
     next_value: u64,
+    /// Where peers that are gone have been: channel names with cursors.
+    cursors: BTreeMap<usize, String>,
     /// What each channel has been given, in the order of its home.
     published: HashMap<u32, Vec<Known>>,
 }
@@ -214,6 +265,7 @@ impl World {
             connections: Vec::new(),
             next_connection: 1,
             next_value: 1,
+            cursors: BTreeMap::new(),
             published: HashMap::new(),
         }
     }
@@ -229,12 +281,24 @@ impl World {
             Operation::Subscribe { connection, pattern, delivery } => {
                 self.subscribe(connection, pattern, delivery);
             }
+            Operation::Resume { connection, pattern, delivery, wish } => {
+                self.resume(connection, pattern, delivery, wish);
+            }
+            Operation::Reconnect { connection, worker, pattern, delivery } => {
+                if let Some(place) = self.place(connection) {
+                    let codec = self.connections[place].codec;
+                    self.remove(place);
+                    self.connect(worker % self.hubs.len(), codec);
+                    self.resume(self.connections.len() - 1, pattern, delivery, Wish::Since);
+                }
+            }
             Operation::Unsubscribe { connection, pattern } => {
                 if let Some(place) = self.requesting(connection, true) {
                     let Connection { worker, member, .. } = self.connections[place];
                     let pattern = Pattern::parse(PATTERNS[pattern], 255).unwrap();
                     // Not subscribed is an answer like any other.
-                    let _ = self.hubs[worker].unsubscribe(member, None, &pattern, self.now);
+                    let ended = self.hubs[worker].unsubscribe(member, None, &pattern, self.now);
+                    self.connections[place].unheard_ends += usize::from(ended.is_ok());
                     self.connections[place].starts.clear();
                 }
             }
@@ -317,7 +381,9 @@ impl World {
             stream: Vec::new(),
             heard: BTreeMap::new(),
             starts: BTreeMap::new(),
+            wishes: BTreeMap::new(),
             advertised: HashMap::new(),
+            unheard_ends: 0,
             waits: false,
         });
     }
@@ -331,6 +397,13 @@ impl World {
         handle.outbox().borrow_mut().close(tidewire::wire::ws::close_frame(1000, ""));
         self.read(place, usize::MAX);
         let gone = self.connections.remove(place);
+        for (channel, heard) in &gone.heard {
+            // A cursor as a client forms it of what it has: the epoch, and the last sequence.
+            let name =
+                NAMES.iter().position(|name| id_of(&self.router, name).is_some_and(|id| id.0 == *channel));
+            let name = name.expect("a channel has a name");
+            self.cursors.insert(name, format!("{}:{}", heard.epoch, heard.last));
+        }
         assert!(gone.stream.is_empty(), "the stream ends in the middle of a message");
         assert!(gone.handle.outbox().borrow().ledgers().next().is_none(), "a ledger without a subscription");
         drop(gone);
@@ -345,7 +418,34 @@ impl World {
         let pattern = Pattern::parse(PATTERNS[pattern], 255).unwrap();
         let Some(place) = self.requesting(connection, !pattern.is_literal()) else { return };
         let Connection { worker, member, .. } = self.connections[place];
-        self.hubs[worker].subscribe(member, Some(1), &pattern, delivery, self.now).unwrap();
+        self.hubs[worker].subscribe(member, Some(1), &pattern, delivery, None, self.now).unwrap();
+    }
+
+    fn resume(&mut self, connection: usize, pattern: usize, delivery: DeliveryOptions, wish: Wish) {
+        let pattern = Pattern::parse(PATTERNS[pattern], 255).unwrap();
+        let Some(place) = self.requesting(connection, true) else { return };
+        let this = &mut self.connections[place];
+        let past = match wish {
+            Wish::Last(samples) => Past::Last(samples),
+            Wish::LastMs(ms) => Past::LastMs(ms),
+            Wish::Since => {
+                let cursors = self.cursors.iter().filter(|(name, _)| pattern.matches(NAMES[**name]));
+                Past::Since(
+                    cursors.map(|(name, text)| (NAMES[*name].into(), text.parse().unwrap())).collect(),
+                )
+            }
+        };
+        // What is subscribed already is refused, and goes on.
+        let taken =
+            self.hubs[this.worker].subscribe(this.member, Some(1), &pattern, delivery, Some(past), self.now);
+        if taken.is_err() {
+            return;
+        }
+        for name in (0..NAMES.len()).filter(|name| pattern.matches(NAMES[*name])) {
+            let cursor = self.cursors.get(&name).filter(|_| matches!(wish, Wish::Since)).cloned();
+            // Several subscriptions may want different things of a channel that is found later: then either will do.
+            this.wishes.entry(name).and_modify(|wish| *wish = None).or_insert(cursor);
+        }
     }
 
     fn publish(&mut self, connection: usize, name: usize, samples: usize, padding: usize) {
@@ -419,9 +519,12 @@ impl World {
     /// What holds after every step.
     fn check(&mut self) {
         for connection in &mut self.connections {
+            let heads: HashMap<u32, u64> = self.hubs[connection.worker]
+                .heads(connection.member)
+                .into_iter()
+                .map(|head| (head.channel, head.seq))
+                .collect();
             let outbox = connection.handle.outbox().borrow();
-            let heads: HashMap<u32, u64> =
-                outbox.heads().into_iter().map(|head| (head.channel, head.seq)).collect();
             let limits = &self.config.outbox;
             assert!(outbox.data_bytes() <= limits.data_bytes_max, "over the limit of bytes");
             assert!(outbox.data_frames() <= limits.data_frames_max + 1, "over the limit of frames");
@@ -430,11 +533,18 @@ impl World {
                 let Ledger { channel, published, delivered, conflated, dropped, .. } = ledger;
                 assert_eq!(published, delivered + conflated + dropped + ledger.queued, "{ledger:?}");
                 let newest = self.published.get(&channel).map_or(0, Vec::len) as u64;
-                assert!(heads[&channel] <= newest, "{ledger:?}: what was never published");
+                let Some(&head) = heads.get(&channel) else {
+                    assert_eq!(
+                        published, 0,
+                        "{ledger:?}: nothing comes before the home has said where it begins"
+                    );
+                    continue;
+                };
+                assert!(head <= newest, "{ledger:?}: what was never published");
                 queued += ledger.queued;
                 let Some(heard) = connection.heard.get(&channel) else { continue };
-                let start = heads[&channel] + 1 - published;
-                if published > 0 && heard.start == start {
+                let start = head + 1 - published;
+                if published > 0 && heard.start == start && connection.unheard_ends == 0 {
                     assert_eq!(heard.delivered.len() as u64, delivered, "{ledger:?}: {heard:?}");
                     assert!(heard.slow <= dropped && heard.conflated <= conflated, "{ledger:?}: {heard:?}");
                 }
@@ -505,6 +615,8 @@ impl Heard {
         let told = self.slow + self.conflated;
         assert_eq!(ledger.queued, 0, "{ledger:?}");
         assert_eq!(ledger.delivered, self.delivered.len() as u64, "{ledger:?}: {self:?}");
+        assert!(self.replay.is_none(), "a replay that does not end: {self:?}");
+        assert!(!self.partial || self.history > 0, "what is gone is told: {self:?}");
         assert_eq!((ledger.dropped, ledger.conflated), (self.slow, self.conflated), "{ledger:?}: {self:?}");
         assert_eq!(ledger.published, self.delivered.len() as u64 + told, "{ledger:?}: {self:?}");
         for seq in self.start..self.start + ledger.published {
@@ -522,6 +634,7 @@ impl Connection {
             "subscribed" => event["channels"].as_array().unwrap().iter().for_each(|entry| self.begin(entry)),
             "channel" => self.begin(event),
             "unsubscribed" => {
+                self.unheard_ends -= 1;
                 for ledger in event["channels"].as_array().unwrap() {
                     let channel = u32::try_from(number(&ledger["channel"])).unwrap();
                     let [published, delivered, conflated, dropped, queued] =
@@ -548,10 +661,23 @@ impl Connection {
                 match event["reason"].as_str().unwrap() {
                     "slow" => heard.slow += count,
                     "conflated" | "rate" => heard.conflated += count,
+                    "history" => {
+                        heard.slow += count;
+                        heard.history += count;
+                    }
                     reason => panic!("{reason}"),
                 }
             }
+            "live" => {
+                let channel = u32::try_from(number(&event["channel"])).unwrap();
+                let heard = self.heard.get_mut(&channel).expect("a mark of a channel that the peer knows");
+                assert!(heard.replay.take().is_some(), "a mark without a replay, or a second one: {event}");
+                // Whatever is lost before it: nothing that is live came earlier.
+                assert!(heard.last < number(&event["seq"]), "{event}: {heard:?}");
+                heard.live = number(&event["seq"]);
+            }
             "advertised" => {}
+            "error" => assert_eq!(event["code"], "limit_exceeded", "{event}"),
             other => panic!("{other}: {event}"),
         }
     }
@@ -560,6 +686,20 @@ impl Connection {
     fn begin(&mut self, entry: &Json) {
         let channel = u32::try_from(entry["channel"].as_u64().unwrap()).unwrap();
         let start = entry["seq"].as_u64().unwrap();
+        let cursor = format!("{}:{}", entry["epoch"], start - 1);
+        assert_eq!(entry["cursor"], *cursor, "{entry}");
+        let replay = entry.get("replay").cloned();
+        let name = NAMES.iter().position(|name| entry["name"] == **name).unwrap();
+        if let Some(replay) = &replay {
+            assert!(!self.heard.contains_key(&channel), "{entry}: a replay of what it receives already");
+            let asked = self.wishes.get(&name).expect("a replay that nobody asked for");
+            match (asked, replay["outcome"].as_str().unwrap()) {
+                // It goes on where the peer was, whatever is gone.
+                (Some(asked), "replayed" | "partial") => assert_eq!(cursor, *asked, "{entry}"),
+                (None, "replayed" | "partial") | (_, "reset") => {}
+                (_, other) => panic!("{other}"),
+            }
+        }
         let heard = self.heard.entry(channel).or_insert_with(|| Heard {
             start,
             last: start - 1,
@@ -567,6 +707,11 @@ impl Connection {
             slow: 0,
             conflated: 0,
             spans: Vec::new(),
+            partial: replay.as_ref().is_some_and(|replay| replay["outcome"] == "partial"),
+            replay,
+            history: 0,
+            live: 0,
+            epoch: u32::try_from(entry["epoch"].as_u64().unwrap()).unwrap(),
         });
         assert!(start >= heard.start, "{entry}: {heard:?}");
     }
@@ -590,6 +735,7 @@ impl Connection {
                 seq += u64::from(frame.seq_deltas.get(index - 1).copied().unwrap_or(1));
             }
             assert!(seq > heard.last, "{seq} after {}: {heard:?}", heard.last);
+            assert!(heard.replay.is_some() || seq >= heard.live, "{seq} is of the past: {heard:?}");
             heard.last = seq;
             heard.delivered.insert(seq);
             let known = &published[&frame.channel][usize::try_from(seq).unwrap() - 1];
@@ -608,6 +754,10 @@ fn note(published: &mut HashMap<u32, Vec<Known>>, channel: ChannelId, block: &[u
     let block = Block::decode(block).unwrap();
     let samples = block.samples.iter().map(|sample| known_of(block.source_ns, sample));
     published.entry(channel.0).or_default().extend(samples);
+}
+
+fn id_of(router: &Router, name: &str) -> Option<ChannelId> {
+    router.directory(|directory| directory.find(name)).map(|info| info.id)
 }
 
 fn home_of(router: &Router, name: &str) -> usize {
@@ -645,6 +795,10 @@ fn small_limits(random: &mut fastrand::Rng) -> Config {
     config.outbox.data_frames_max = [1, 3, 8, 1_024][random.usize(..4)];
     config.batch.frame_bytes_max = [256, 1_000, 16 << 10][random.usize(..3)];
     config.batch.frame_samples_max = [4, 4_096][random.usize(..2)];
+    config.history.bytes_max = [0, 1, 2_000, 256 << 10, 256 << 10][random.usize(..5)];
+    config.history.age_max = Duration::from_millis([1, 30, 10_000][random.usize(..3)]);
+    config.history.samples_max = [5, 20_000, 20_000][random.usize(..3)];
+    config.history.total_bytes_max = [1_000, 3_000, 256 << 20, 256 << 20][random.usize(..4)];
     config
 }
 
@@ -678,7 +832,8 @@ fn run(seed: u64, operations: &[Operation], start: Now) {
         let listing = answer.try_recv().unwrap();
         assert!(listing.connections.is_empty());
         for row in listing.channels {
-            assert_eq!((row.receivers, row.classes), (0, 0), "{row:?}: nobody is left");
+            let kept = usize::from(world.config.history.bytes_max > 0);
+            assert_eq!((row.receivers, row.classes), (0, kept), "{row:?}: nobody is left");
         }
     }
 }

@@ -78,7 +78,7 @@ impl Room {
             worker
                 .hub
                 .borrow_mut()
-                .subscribe(member, None, &pattern, delivery, now)
+                .subscribe(member, None, &pattern, delivery, None, now)
                 .expect("within the limits");
             watched
         };

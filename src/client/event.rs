@@ -292,8 +292,14 @@ mod tests {
     /// What the server writes, the client reads: each message of the server's own types.
     #[test]
     fn the_servers_messages_are_read() {
-        let entry =
-            || control::ChannelEntry { channel: 3, name: "robot.7.imu", epoch: 2_890_124_113, seq: 17 };
+        let entry = || control::ChannelEntry {
+            channel: 3,
+            name: "robot.7.imu",
+            epoch: 2_890_124_113,
+            seq: 17,
+            cursor: None,
+            replay: None,
+        };
         let rows: Vec<(control::Event<'_>, Event)> = vec![
             (
                 control::Event::Advertised { id: Some(3), channel: entry() },

@@ -48,6 +48,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         outbox_bytes,
         outbox_frames,
         memory_bytes,
+        history,
         widening,
     } in reports
     {
@@ -56,6 +57,9 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         gauges.outbox_bytes += outbox_bytes as u64;
         gauges.outbox_frames += outbox_frames as u64;
         gauges.outbox_memory_bytes += memory_bytes as u64;
+        gauges.history_bytes += history.bytes as u64;
+        gauges.history_frames += history.frames as u64;
+        gauges.history_channels += history.streams as u64;
         let window = (shared.config.batch.window * widening / STEPS).min(shared.config.batch.window_max);
         gauges.flush_window = gauges.flush_window.max(window);
         let mut buffers = shared.metrics_buffers.lock().unwrap_or_else(PoisonError::into_inner);

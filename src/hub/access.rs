@@ -157,7 +157,7 @@ impl Hub {
         if this.standing.check_readable(&inbox).is_err() || this.number_of(&inbox).is_some() {
             return;
         }
-        if let Err(refused) = self.subscribe(member, None, &inbox, inbox_delivery(&self.config), now) {
+        if let Err(refused) = self.subscribe(member, None, &inbox, inbox_delivery(&self.config), None, now) {
             self.members[member].refuse(None, &refused);
         }
     }

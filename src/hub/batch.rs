@@ -6,8 +6,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
 use crate::clock::{Now, nanos};
 use crate::metrics::{Stage, WorkerMetrics};
 use crate::wire::control::GapReason;
@@ -127,9 +125,9 @@ struct Pending {
 }
 
 impl Batch {
-    /// An empty batch that was never sealed.
+    /// An empty batch that was never sealed, of a channel whose newest sequence is `newest`.
     #[must_use]
-    pub const fn new(key: ClassKey) -> Self {
+    pub const fn new(key: ClassKey, newest: Seq) -> Self {
         Self {
             key,
             buffer: Vec::new(),
@@ -141,7 +139,7 @@ impl Batch {
             pending: None,
             next_allowed: None,
             sealed_at: None,
-            sealed_last: 0,
+            sealed_last: newest,
             serial: 0,
             open: false,
             scratch: Vec::new(),
@@ -318,8 +316,34 @@ impl Batch {
         }
     }
 
+    /// When the rate allows the next sample; `None` at any time.
+    #[must_use]
+    pub const fn next_allowed(&self) -> Option<Instant> {
+        self.next_allowed
+    }
+
+    /// Goes on where another batch has stopped: with what its [`Batch::next_allowed`] was.
+    pub const fn allow_from(&mut self, next_allowed: Option<Instant>) {
+        self.next_allowed = next_allowed;
+    }
+
     /// Closes the batch into a frame; `None` if it holds none that may go yet. Records how long the samples have waited.
     pub fn seal(&mut self, of: FrameOf<'_>, now: Now, metrics: &mut WorkerMetrics) -> Option<Frame> {
+        self.release_pending(now);
+        let mut before = 0;
+        for &(received, upto) in &self.received {
+            let waited = now.at.saturating_duration_since(received);
+            metrics.record(Stage::BatchWait, nanos(waited), u64::from(upto - before));
+            before = upto;
+        }
+        let frame = self.close(of, now)?;
+        metrics.counters.frames_sealed += 1;
+        metrics.counters.frame_bytes_sealed += frame.bytes.len() as u64;
+        Some(frame)
+    }
+
+    /// As [`Batch::seal`], and records nothing: for what has waited before.
+    pub fn close(&mut self, of: FrameOf<'_>, now: Now) -> Option<Frame> {
         self.release_pending(now);
         // A sample that is still held back keeps the batch open; its turn comes with the next deadline.
         self.open = self.pending.is_some();
@@ -329,12 +353,6 @@ impl Batch {
         self.serial += 1;
         self.sealed_at = Some(now.at);
         self.sealed_last = self.last;
-        let mut before = 0;
-        for &(received, upto) in &self.received {
-            let waited = now.at.saturating_duration_since(received);
-            metrics.record(Stage::BatchWait, nanos(waited), u64::from(upto - before));
-            before = upto;
-        }
         let received_at = self.timed_samples(now.at);
         if self.kept.len() > 1 {
             seal::push_seq_deltas(&mut self.buffer, &self.kept);
@@ -352,18 +370,20 @@ impl Batch {
             count: self.count,
             flushed_ns: now.wall_ns,
         };
-        let bytes: Bytes = match self.key.codec {
+        let (bytes, head_bytes) = match self.key.codec {
             Codec::Protobuf => seal::seal(buffer, &header),
-            Codec::MessagePack | Codec::Json => seal::transcode(&buffer, &header, of.name, self.key.codec),
+            Codec::MessagePack | Codec::Json => {
+                (seal::transcode(&buffer[seal::HEADROOM_BYTES..], &header, of.name, self.key.codec), 0)
+            }
         };
-        metrics.counters.frames_sealed += 1;
-        metrics.counters.frame_bytes_sealed += bytes.len() as u64;
         let frame = Frame {
             bytes,
             channel: of.channel,
             first: self.first,
             last: self.last,
             count: self.count,
+            head_bytes,
+            replayed: false,
             flushed_at: now.at,
             received_at,
         };

@@ -10,6 +10,7 @@ use super::directory::ChannelInfo;
 use super::overload::STEPS;
 use crate::clock::Now;
 use crate::config::BatchLimits;
+use crate::history::{RingKey, Standing, ring::StreamOf};
 use crate::metrics::{FlushCause, WorkerMetrics};
 use crate::wire::{ChannelId, Frame, Seq};
 
@@ -49,7 +50,9 @@ impl Flush<'_> {
 pub struct Channel {
     info: Arc<ChannelInfo>,
     next_seq: Seq,
+    /// If it has a history, the first is the class that the history is made of.
     classes: Vec<Class>,
+    ring: Option<RingKey>,
     last_published: Option<Instant>,
 }
 
@@ -59,6 +62,8 @@ pub struct Class {
     batch: Batch,
     /// Receivers on each worker.
     receivers: Vec<u32>,
+    /// It is in use without receivers, too: the history is made of its frames.
+    kept: bool,
 }
 
 impl Class {
@@ -73,8 +78,21 @@ impl Class {
         self.receivers.iter().enumerate().filter(|(_, count)| **count > 0).map(|(worker, _)| worker)
     }
 
-    fn is_unused(&self) -> bool {
-        self.receivers.iter().all(|count| *count == 0)
+    /// Whether the history is made of its frames.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    fn has_receivers(&self) -> bool {
+        self.receivers.iter().any(|count| *count > 0)
+    }
+
+    fn add_receiver(&mut self, worker: usize) {
+        if self.receivers.len() <= worker {
+            self.receivers.resize(worker + 1, 0);
+        }
+        self.receivers[worker] += 1;
     }
 }
 
@@ -82,7 +100,48 @@ impl Channel {
     /// A channel whose next sample is its first.
     #[must_use]
     pub const fn new(info: Arc<ChannelInfo>) -> Self {
-        Self { info, next_seq: 1, classes: Vec::new(), last_published: None }
+        Self { info, next_seq: 1, classes: Vec::new(), ring: None, last_published: None }
+    }
+
+    /// Has the frames of a class made from now on, also while nobody receives them, for a history. To be called before the first
+    /// receiver joins.
+    pub fn keep(&mut self, key: ClassKey, ring: RingKey) {
+        debug_assert!(
+            self.classes.is_empty() && !key.is_thin(),
+            "the class of the history is the first, and whole"
+        );
+        let batch = Batch::new(key, self.next_seq - 1);
+        self.classes.push(Class { batch, receivers: Vec::new(), kept: true });
+        self.ring = Some(ring);
+    }
+
+    /// Its history, if it has one.
+    #[must_use]
+    pub const fn ring(&self) -> Option<RingKey> {
+        self.ring
+    }
+
+    /// How far its sequence and its history have come.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let newest = self.next_seq - 1;
+        let sealed = self.kept_class().map_or(newest, |class| class.batch.settled(newest));
+        let of = StreamOf { channel: self.info.id, epoch: self.info.epoch };
+        Standing { of, next: self.next_seq, sealed }
+    }
+
+    /// The class that the history is made of.
+    #[must_use]
+    pub fn kept_class(&self) -> Option<&Class> {
+        self.classes.first().filter(|class| class.kept)
+    }
+
+    /// A receiver on `worker` joins the class of the history, and has everything that is in the history: the next frame is its
+    /// first, whole. So nothing has to be sealed for it, however many join.
+    pub fn join_kept(&mut self, worker: usize) {
+        if let Some(class) = self.classes.first_mut().filter(|class| class.kept) {
+            class.add_receiver(worker);
+        }
     }
 
     /// What never changes.
@@ -177,6 +236,13 @@ impl Channel {
         }
     }
 
+    /// Seals the batch of the history's class, if it is open.
+    pub fn seal_kept(&mut self, flush: &mut Flush<'_>) {
+        if self.kept_class().is_some_and(|class| class.batch.is_open()) {
+            self.seal(0, FlushCause::Join, flush);
+        }
+    }
+
     /// A receiver on `worker` joins a class. The class's open batch is sealed, so that the receiver's first sample is exactly
     /// the next one. Returns its sequence.
     ///
@@ -194,17 +260,17 @@ impl Channel {
                 self.seal_for_join(position, flush);
                 position
             }
-            None if self.classes.len() >= classes_max => return Err(ClassesFull),
+            // The history's class is not one that anybody asked for.
+            None if self.classes.iter().filter(|class| class.has_receivers()).count() >= classes_max => {
+                return Err(ClassesFull);
+            }
             None => {
-                self.classes.push(Class { batch: Batch::new(key), receivers: Vec::new() });
+                let batch = Batch::new(key, self.next_seq - 1);
+                self.classes.push(Class { batch, receivers: Vec::new(), kept: false });
                 self.classes.len() - 1
             }
         };
-        let receivers = &mut self.classes[position].receivers;
-        if receivers.len() <= worker {
-            receivers.resize(worker + 1, 0);
-        }
-        receivers[worker] += 1;
+        self.classes[position].add_receiver(worker);
         Ok(self.next_seq)
     }
 
@@ -235,7 +301,8 @@ impl Channel {
         if let Some(count) = class.receivers.get_mut(worker) {
             *count = count.saturating_sub(1);
         }
-        if class.is_unused() {
+        if !class.kept && !class.has_receivers() {
+            // What is kept is the first and stays there.
             self.classes.swap_remove(position);
         }
     }

@@ -122,6 +122,12 @@ impl Directory {
         found
     }
 
+    /// The channel of that name, if there is one; without a hold.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Arc<ChannelInfo>> {
+        self.by_name.get(name).map(|listed| Arc::clone(&listed.info))
+    }
+
     /// One more hold on a channel that is known to be held; `false` if it is gone.
     pub fn hold(&mut self, id: ChannelId) -> bool {
         let Some(listed) = self.by_id.get(&id).and_then(|name| self.by_name.get_mut(name)) else {

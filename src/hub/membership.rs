@@ -13,18 +13,20 @@ use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Role};
 use super::report::count_totals;
-use super::router::{Announced, ToWorker};
+use super::router::{Announced, Joined, ToWorker};
 use super::{Hub, Receiver, Refused};
 use crate::auth::seats::Seat;
 use crate::clock::Now;
+use crate::history::{Past, Start};
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::{Slot, SlotOptions};
 use crate::pattern::Pattern;
 use crate::session::DeliveryOptions;
-use crate::wire::control::{ChannelEntry, ErrorCode, Event, Ledger, Policy, Position};
+use crate::wire::control::{ChannelEntry, ErrorCode, Event, Head, Ledger, Policy, Position, Replay};
+use crate::wire::cursor::Place;
 use crate::wire::{ChannelId, Codec, ConnectionId, Seq};
 
-fn class_of(delivery: &DeliveryOptions, codec: Codec) -> ClassKey {
+pub(super) fn class_of(delivery: &DeliveryOptions, codec: Codec) -> ClassKey {
     ClassKey {
         codec,
         delay_ms: delivery.max_delay_ms,
@@ -33,7 +35,7 @@ fn class_of(delivery: &DeliveryOptions, codec: Codec) -> ClassKey {
     }
 }
 
-fn slot_options(delivery: &DeliveryOptions, class: ClassKey) -> SlotOptions {
+pub(super) fn slot_options(delivery: &DeliveryOptions, class: ClassKey) -> SlotOptions {
     SlotOptions {
         policy: delivery.policy,
         max_age: Duration::from_millis(u64::from(delivery.max_age_ms)),
@@ -90,7 +92,9 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct Subscription {
     pattern: Pattern,
-    delivery: DeliveryOptions,
+    pub(super) delivery: DeliveryOptions,
+    /// What it wants of the past of channels that are new to the connection, also of those that it finds later.
+    past: Option<Past>,
     /// Grows from one subscription of the connection to the next.
     order: u64,
 }
@@ -98,16 +102,32 @@ pub(super) struct Subscription {
 /// A channel that a connection receives, by one of its subscriptions.
 #[derive(Debug)]
 pub(super) struct Receiving {
-    info: Arc<ChannelInfo>,
-    slot: Slot,
+    pub(super) info: Arc<ChannelInfo>,
+    pub(super) slot: Slot,
     /// The subscription whose delivery options hold: one by name before one by pattern, then the oldest.
-    by: usize,
-    /// The class that the home and this worker know it in; none before its first join was answered.
-    class: Option<ClassKey>,
+    pub(super) by: usize,
+    /// The class that the home and this worker know it in; none before its first join was answered, and while it catches up.
+    pub(super) class: Option<ClassKey>,
     /// The join that is under way; there is one at a time.
     joining: Option<usize>,
+    /// It catches up, by its place in the hub's replays.
+    pub(super) replay: Option<usize>,
+    /// What it gets of the past, until the peer is told.
+    untold: Option<Replay>,
     /// Whether the peer knows the channel's number.
     told: bool,
+}
+
+impl Receiving {
+    /// It begins with something of the past, which the peer is told with the channel.
+    pub(super) const fn note_replay(&mut self, replay: Replay) {
+        self.untold = Some(replay);
+    }
+
+    /// Whether it is known where it begins.
+    const fn has_begun(&self) -> bool {
+        self.class.is_some() || self.replay.is_some()
+    }
 }
 
 /// A join that the home has not answered yet. It stays until then, even if whoever asked has gone: its number must not be
@@ -212,15 +232,30 @@ impl Hub {
     /// Where each channel of a connection stands, for its `goodbye`.
     #[must_use]
     pub fn positions(&self, member: usize) -> Vec<Position> {
+        let position = |info: &ChannelInfo, cursor: Place| Position {
+            channel: info.id.0,
+            name: info.name.clone(),
+            epoch: cursor.epoch,
+            seq: cursor.seq,
+            cursor,
+        };
+        self.places(member, position)
+    }
+
+    /// The newest sequence of each channel that has come this far, for a `heartbeat`.
+    #[must_use]
+    pub fn heads(&self, member: usize) -> Vec<Head> {
+        self.places(member, |info, cursor| Head { channel: info.id.0, seq: cursor.seq, cursor })
+    }
+
+    fn places<T>(&self, member: usize, place: impl Fn(&ChannelInfo, Place) -> T) -> Vec<T> {
         let Some(member) = self.members.get(member) else { return Vec::new() };
         let outbox = member.handle.outbox().borrow();
-        member
-            .receiving
-            .values()
-            .map(|receiving| Position {
-                channel: receiving.info.id.0,
-                epoch: receiving.info.epoch,
-                seq: outbox.next_seq(receiving.slot).saturating_sub(1),
+        let begun = member.receiving.values().filter(|receiving| receiving.has_begun());
+        let seq = |receiving: &Receiving| outbox.next_seq(receiving.slot).saturating_sub(1);
+        begun
+            .map(|receiving| {
+                place(&receiving.info, Place { epoch: receiving.info.epoch, seq: seq(receiving) })
             })
             .collect()
     }
@@ -249,6 +284,7 @@ impl Hub {
         id: Option<u64>,
         pattern: &Pattern,
         delivery: DeliveryOptions,
+        past: Option<Past>,
         now: Now,
     ) -> Result<(), Refused> {
         self.check_readable(member, pattern)?;
@@ -256,6 +292,23 @@ impl Hub {
         let (subscriptions_max, channels_max) = (limits.subscriptions_max, limits.channels_max);
         let this = &self.members[member];
         let existing = this.number_of(pattern);
+        if let Some(past) = &past {
+            if existing.is_some() {
+                return Err(Refused {
+                    code: ErrorCode::BadRequest,
+                    message: format!(
+                        "since, last, last_ms: channel {:?} is subscribed already, and goes on as it is; unsubscribe it first",
+                        pattern.as_str()
+                    ),
+                });
+            }
+            // They are kept for channels that are found later.
+            let others = this.subscriptions.iter().filter_map(|(_, it)| it.past.as_ref());
+            if past.cursors() + others.map(Past::cursors).sum::<usize>() > channels_max {
+                let what = "cursors of all subscriptions of a connection";
+                return Err(over_limit(what, channels_max, "unsubscribe some first"));
+            }
+        }
         if existing.is_none() && this.subscriptions.len() >= subscriptions_max {
             return Err(over_limit(
                 "subscriptions of a connection",
@@ -289,7 +342,7 @@ impl Hub {
             let order = this.subscribed;
             this.subscribed += 1;
             let number =
-                this.subscriptions.insert(Subscription { pattern: pattern.clone(), delivery, order });
+                this.subscriptions.insert(Subscription { pattern: pattern.clone(), delivery, past, order });
             self.patterns.insert(pattern, (member, number));
             number
         };
@@ -371,54 +424,76 @@ impl Hub {
         Ok(info.id)
     }
 
-    /// The home has answered a join: frames of the class come from here on.
-    pub(super) fn finish_join(&mut self, token: usize, seq: Result<Seq, ClassesFull>, now: Now) {
+    /// The home has answered a join: frames of the class come from here on, or what is kept has to come first.
+    pub(super) fn finish_join(&mut self, token: usize, joined: Result<Joined, ClassesFull>, now: Now) {
         let Some(Join { member, info, to, purposes }) = self.joins.try_remove(token) else { return };
         let channel = info.id;
         let this = self.members.get_mut(member);
         let receiving = this.and_then(|this| this.receiving.get_mut(&channel));
         let Some(receiving) = receiving.filter(|receiving| receiving.joining == Some(token)) else {
             // Whoever asked has gone meanwhile.
-            if seq.is_ok() {
+            if matches!(joined, Ok(Joined::Live(_))) {
                 self.leave(&info, to);
             }
             return;
         };
         receiving.joining = None;
-        let (slot, by) = (receiving.slot, receiving.by);
-        let before = std::mem::replace(&mut receiving.class, seq.is_ok().then_some(to));
+        let slot = receiving.slot;
         let this = &self.members[member];
-        let (delivery, handle) = (this.subscriptions[by].delivery, Rc::clone(&this.handle));
-        if let Ok(seq) = seq {
-            let options = slot_options(&delivery, to);
-            if let Some(old) = before {
-                self.remove_receiver(channel, old, &handle);
-                handle.outbox().borrow_mut().switch_slot(slot, options, seq, now);
-            } else {
-                handle.outbox().borrow_mut().start_slot(slot, options, seq);
+        let handle = Rc::clone(&this.handle);
+        let options = slot_options(&this.subscriptions[this.receiving[&channel].by].delivery, to);
+        match joined {
+            Ok(Joined::Live(seq)) => {
+                let before = self.set_class(member, channel, Some(to));
+                if let Some(old) = before {
+                    self.remove_receiver(channel, old, &handle);
+                    handle.outbox().borrow_mut().switch_slot(slot, options, seq, now);
+                } else {
+                    handle.outbox().borrow_mut().start_slot(slot, options, seq);
+                }
+                self.add_receiver(channel, to, handle, slot);
             }
-            let classes = &mut self.receivers.entry(channel).or_default().classes;
-            let receiver = Receiver { handle, slot };
-            match classes.iter_mut().find(|(key, _)| *key == to) {
-                Some((_, receivers)) => receivers.push(receiver),
-                None => classes.push((to, vec![receiver])),
+            Ok(Joined::Past(begin)) => {
+                handle.outbox().borrow_mut().start_slot(slot, options, begin.seq);
+                self.begin_replay(member, info, begin, now);
             }
-        } else {
-            if let Some(old) = before {
-                self.remove_receiver(channel, old, &handle);
+            Err(ClassesFull) => {
+                if let Some(old) = self.set_class(member, channel, None) {
+                    self.remove_receiver(channel, old, &handle);
+                }
+                self.forget_receiving(member, channel, now);
             }
-            self.forget_receiving(member, channel, now);
         }
         for purpose in purposes {
-            if seq.is_ok() {
+            if joined.is_ok() {
                 self.settle(member, channel, purpose, now);
             } else {
                 self.refuse_join(member, channel, purpose, now);
             }
         }
-        // The options may have changed again while the home was asked.
-        if let Some(by) = self.members[member].receiving.get(&channel).map(|receiving| receiving.by) {
-            self.change_class(member, channel, by, Purpose::Takeover, now);
+        // They may have changed again while the home was asked.
+        self.settle_options(member, channel, now);
+    }
+
+    /// Notes the class that a connection is in. Returns the one before.
+    fn set_class(&mut self, member: usize, channel: ChannelId, class: Option<ClassKey>) -> Option<ClassKey> {
+        let receiving = self.members.get_mut(member)?.receiving.get_mut(&channel)?;
+        std::mem::replace(&mut receiving.class, class)
+    }
+
+    /// Hands the frames of a class to a connection from now on.
+    pub(super) fn add_receiver(
+        &mut self,
+        channel: ChannelId,
+        class: ClassKey,
+        handle: Rc<OutboxHandle>,
+        slot: Slot,
+    ) {
+        let classes = &mut self.receivers.entry(channel).or_default().classes;
+        let receiver = Receiver { handle, slot };
+        match classes.iter_mut().find(|(key, _)| *key == class) {
+            Some((_, receivers)) => receivers.push(receiver),
+            None => classes.push((class, vec![receiver])),
         }
     }
 
@@ -484,10 +559,19 @@ impl Hub {
         let delivery = this.subscriptions[by].delivery;
         let class = class_of(&delivery, this.codec);
         let slot = this.handle.outbox().borrow_mut().open_slot(channel, slot_options(&delivery, class), 1);
-        let receiving =
-            Receiving { info: Arc::clone(&info), slot, by, class: None, joining: None, told: false };
+        let start = this.start_of(by, &info.name);
+        let receiving = Receiving {
+            info: Arc::clone(&info),
+            slot,
+            by,
+            class: None,
+            joining: None,
+            replay: None,
+            untold: None,
+            told: false,
+        };
         this.receiving.insert(channel, receiving);
-        self.join(member, info, class, vec![purpose], now);
+        self.join(member, info, class, start, vec![purpose], now);
     }
 
     /// Moves a channel of a connection to the delivery class that a subscription wants.
@@ -497,12 +581,14 @@ impl Hub {
         receiving.by = by;
         let delivery = this.subscriptions[by].delivery;
         let to = class_of(&delivery, this.codec);
-        if receiving.joining.is_none() && receiving.class != Some(to) {
+        // Who catches up asks for each part as it wants it then.
+        let settled = receiving.joining.is_none() && receiving.replay.is_none();
+        if settled && receiving.class != Some(to) {
             let info = Arc::clone(&receiving.info);
-            self.join(member, info, to, vec![purpose], now);
+            self.join(member, info, to, None, vec![purpose], now);
             return;
         }
-        if receiving.joining.is_none() {
+        if settled {
             this.handle.outbox().borrow_mut().set_options(receiving.slot, slot_options(&delivery, to));
         }
         self.settle_or_wait(member, channel, purpose, now);
@@ -523,6 +609,7 @@ impl Hub {
         member: usize,
         info: Arc<ChannelInfo>,
         to: ClassKey,
+        start: Option<Start>,
         purposes: Vec<Purpose>,
         now: Now,
     ) {
@@ -531,16 +618,16 @@ impl Hub {
         let token = self.joins.insert(Join { member, info: Arc::clone(&info), to, purposes });
         receiving.joining = Some(token);
         if info.home == self.worker {
-            let seq = self.join_at_home(&info, from, to, self.worker, now);
-            self.finish_join(token, seq, now);
+            let joined = self.begin_at_home(&info, from, to, start.as_ref(), self.worker, now);
+            self.finish_join(token, joined, now);
         } else {
-            let home = info.home;
-            self.router.send(home, ToWorker::Join { info, from, to, worker: self.worker, token });
+            let (home, worker) = (info.home, self.worker);
+            self.router.send(home, ToWorker::Join { info, from, to, start, worker, token });
         }
     }
 
     /// Gives a place in a class back to the home.
-    fn leave(&mut self, info: &ChannelInfo, class: ClassKey) {
+    pub(super) fn leave(&mut self, info: &ChannelInfo, class: ClassKey) {
         if info.home == self.worker {
             self.leave_at_home(info.id, class, self.worker);
         } else {
@@ -575,7 +662,8 @@ impl Hub {
         receiving.told = true;
         let seq = this.handle.outbox().borrow().next_seq(receiving.slot);
         let subscription = this.subscriptions[receiving.by].pattern.as_str();
-        this.handle.push_event(&Event::Channel { subscription, channel: entry(&receiving.info, seq) });
+        let channel = begun(&receiving.info, seq, receiving.untold.take());
+        this.handle.push_event(&Event::Channel { subscription, channel });
     }
 
     /// The home had no room for the class. Whatever the connection was in before, it is out of the channel now.
@@ -586,10 +674,22 @@ impl Hub {
             }
             self.settle_request(request, now);
         } else {
-            let mut refused = self.classes_full();
-            refused.message = format!("channel number {channel}: {}", refused.message);
-            self.members[member].refuse(None, &refused);
+            self.refuse_class(member, channel);
         }
+    }
+
+    /// Gives a connection's channel the options that it should have by now.
+    pub(super) fn settle_options(&mut self, member: usize, channel: ChannelId, now: Now) {
+        if let Some(by) = self.members[member].receiving.get(&channel).map(|receiving| receiving.by) {
+            self.change_class(member, channel, by, Purpose::Takeover, now);
+        }
+    }
+
+    /// Tells a connection that a channel of it has ended, because the home had no room for the class.
+    pub(super) fn refuse_class(&self, member: usize, channel: ChannelId) {
+        let mut refused = self.classes_full();
+        refused.message = format!("channel number {channel}: {}", refused.message);
+        self.members[member].refuse(None, &refused);
     }
 
     /// One channel of a `subscribe` is settled; the last one brings the answer.
@@ -610,6 +710,7 @@ impl Hub {
             self.end_subscription(done.member, done.subscription, now);
             return;
         }
+        let untold = |info: &ChannelInfo| this.receiving.get(&info.id).and_then(|receiving| receiving.untold);
         let DeliveryOptions { policy, max_delay_ms, max_age_ms, max_rate_hz } = subscription.delivery;
         this.handle.push_event(&Event::Subscribed {
             id: done.id,
@@ -618,11 +719,12 @@ impl Hub {
             max_delay_ms,
             max_age_ms,
             max_rate_hz,
-            channels: done.joined.iter().map(|(info, seq)| entry(info, *seq)).collect(),
+            channels: done.joined.iter().map(|(info, seq)| begun(info, *seq, untold(info))).collect(),
         });
         for (info, _) in &done.joined {
             if let Some(receiving) = self.members[done.member].receiving.get_mut(&info.id) {
                 receiving.told = true;
+                receiving.untold = None;
             }
         }
     }
@@ -656,7 +758,7 @@ impl Hub {
     /// Ends the receiving of a channel at its home, here and in the outbox. Returns the final ledger.
     fn stop_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
         let receiving = self.members[member].receiving.get(&channel)?;
-        let (info, class) = (Arc::clone(&receiving.info), receiving.class);
+        let (info, class, replay) = (Arc::clone(&receiving.info), receiving.class, receiving.replay);
         let waiting = if let Some(join) = receiving.joining.and_then(|token| self.joins.get_mut(token)) {
             // Its answer finds nobody, and gives the place back.
             std::mem::take(&mut join.purposes)
@@ -666,6 +768,9 @@ impl Hub {
             }
             Vec::new()
         };
+        if let Some(replay) = replay {
+            self.end_replay(replay);
+        }
         let ledger = self.forget_receiving(member, channel, now);
         for purpose in waiting {
             if let Purpose::Request(request) = purpose {
@@ -675,7 +780,7 @@ impl Hub {
         ledger
     }
 
-    fn forget_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
+    pub(super) fn forget_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
         let this = &mut self.members[member];
         let receiving = this.receiving.remove(&channel)?;
         let handle = Rc::clone(&this.handle);
@@ -764,13 +869,29 @@ impl Member {
         matching.min_by_key(|(_, s)| (!s.pattern.is_literal(), s.order)).map(|(number, _)| number)
     }
 
+    /// Where a channel begins that is new to the connection, found by one of its subscriptions: that one's wish counts before those
+    /// of others that match.
+    fn start_of(&self, by: usize, name: &str) -> Option<Start> {
+        let of = |subscription: &Subscription| subscription.past.as_ref().map(|past| past.start_of(name));
+        self.subscriptions.get(by).and_then(of).or_else(|| {
+            let mut matching = self.subscriptions.iter().filter(|(_, s)| s.pattern.matches(name));
+            matching.find_map(|(_, subscription)| of(subscription))
+        })
+    }
+
     pub(super) fn refuse(&self, id: Option<u64>, refused: &Refused) {
         self.handle.push_event(&Event::Error { id, code: refused.code, message: &refused.message });
     }
 }
 
 fn entry(info: &ChannelInfo, seq: Seq) -> ChannelEntry<'_> {
-    ChannelEntry { channel: info.id.0, name: &info.name, epoch: info.epoch, seq }
+    ChannelEntry { channel: info.id.0, name: &info.name, epoch: info.epoch, seq, cursor: None, replay: None }
+}
+
+/// A channel that a connection receives from `seq` on.
+fn begun(info: &ChannelInfo, seq: Seq, replay: Option<Replay>) -> ChannelEntry<'_> {
+    let cursor = Some(Place { epoch: info.epoch, seq: seq.saturating_sub(1) });
+    ChannelEntry { cursor, replay, ..entry(info, seq) }
 }
 
 fn over_limit(what: &str, most: usize, remedy: &str) -> Refused {

@@ -28,8 +28,10 @@ impl Hub {
         }
         metrics.as_mut().clone_from(&self.metrics);
         count_totals(&mut metrics, &totals);
+        metrics.counters.history_evicted.clone_from(self.history.evicted());
         WorkerReport {
             metrics,
+            history: self.history.size(),
             subscriptions,
             outbox_frames,
             outbox_bytes,

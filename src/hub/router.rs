@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -19,9 +20,10 @@ use crate::admission::door::Place as AddressPlace;
 use crate::auth::KeyId;
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
+use crate::history::{Begin, Size as HistorySize, Start};
 use crate::metrics::WorkerMetrics;
 use crate::peer::Peer;
-use crate::wire::control::Ledger;
+use crate::wire::control::{KeptStream, Ledger};
 use crate::wire::decode::SampleSpan;
 use crate::wire::{ChannelId, Frame, Seq};
 
@@ -60,6 +62,8 @@ pub enum ToWorker {
         from: Option<ClassKey>,
         /// The class that it joins.
         to: ClassKey,
+        /// What it wants of the past: then it has not joined yet when the answer comes.
+        start: Option<Start>,
         /// Its worker.
         worker: usize,
         /// To be given back in [`ToWorker::Joined`].
@@ -69,8 +73,33 @@ pub enum ToWorker {
     Joined {
         /// Of the request.
         token: usize,
-        /// Sequence of the receiver's first sample.
-        seq: Result<Seq, ClassesFull>,
+        /// Where the receiver begins.
+        joined: Result<Joined, ClassesFull>,
+    },
+    /// A receiver on another worker wants more of the past.
+    Fetch(Box<Fetch>),
+    /// Answer to [`ToWorker::Fetch`].
+    Fetched {
+        /// Of the request.
+        token: usize,
+        /// What there is.
+        fetched: Box<Fetched>,
+    },
+    /// A connection wants to know what is kept of a channel whose home is here.
+    Describe {
+        /// The channel.
+        info: Arc<ChannelInfo>,
+        /// Its worker.
+        worker: usize,
+        /// To be given back.
+        token: usize,
+    },
+    /// Answer to [`ToWorker::Describe`].
+    Described {
+        /// Of the request.
+        token: usize,
+        /// What is kept.
+        stream: KeptStream,
     },
     /// A receiver on another worker leaves a class.
     Leave {
@@ -142,6 +171,60 @@ pub enum ToWorker {
     Stop,
 }
 
+/// Where a receiver begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joined {
+    /// It is in its class: with this sample.
+    Live(Seq),
+    /// It has to catch up first.
+    Past(Begin),
+}
+
+/// A receiver wants more of the past of a channel.
+#[derive(Debug)]
+pub struct Fetch {
+    /// The channel.
+    pub info: Arc<ChannelInfo>,
+    /// How it wants its frames: the class that it joins at the end.
+    pub class: ClassKey,
+    /// The first sample that it has not got.
+    pub from: Seq,
+    /// Bytes that it has room for, about.
+    pub bytes: usize,
+    /// Frames that it has room for.
+    pub frames: usize,
+    /// When its rate allows the next sample, by the times of the past.
+    pub allowed: Option<Instant>,
+    /// Whether it has got nothing yet.
+    pub first: bool,
+    /// Its worker.
+    pub worker: usize,
+    /// To be given back.
+    pub token: usize,
+}
+
+/// A part of the past.
+#[derive(Debug)]
+pub struct Fetched {
+    /// In the order of the sequence.
+    pub pieces: Vec<Piece>,
+    /// The first sample behind it. What is before it and in no frame was left out by the class.
+    pub next: Seq,
+    /// As in [`Fetch`], for the next one.
+    pub allowed: Option<Instant>,
+    /// That was all: the receiver has joined its class, with the sample `next`, or could not.
+    pub joined: Option<Result<(), ClassesFull>>,
+}
+
+/// A piece of the past.
+#[derive(Debug)]
+pub enum Piece {
+    /// Samples.
+    Frame(Frame),
+    /// Everything up to this sequence is not kept any more.
+    Gone(Seq),
+}
+
 /// Whom to tell that an announcement has reached a worker's patterns.
 #[derive(Debug)]
 pub enum Announced {
@@ -199,6 +282,8 @@ pub struct WorkerReport {
     pub outbox_bytes: usize,
     /// Bytes of the frames in outboxes, each counted once, and of control messages.
     pub memory_bytes: usize,
+    /// What the history takes.
+    pub history: HistorySize,
     /// By how much flush windows are widened, in parts of [`STEPS`](super::overload::STEPS).
     pub widening: u32,
 }

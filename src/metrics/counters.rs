@@ -4,7 +4,7 @@
 use std::ops::{Index, IndexMut};
 
 use crate::close::CloseReason;
-use crate::wire::control::ErrorCode;
+use crate::wire::control::{ErrorCode, ReplayOutcome};
 
 /// A closed list that a counter is split by: one value for each item.
 pub trait Label: Copy + 'static {
@@ -148,6 +148,7 @@ macro_rules! label {
 
 label!(CloseReason, "reason");
 label!(ErrorCode, "code");
+label!(ReplayOutcome, "outcome");
 
 label! {
     /// Why a request for an upgrade was refused, before there was a connection.
@@ -267,6 +268,20 @@ label! {
     }
 }
 
+label! {
+    /// Why a frame of the history was let go.
+    HistoryEviction, "cause" {
+        /// It was older than its channel's age limit.
+        Age = "age",
+        /// Its channel had more bytes than it may.
+        Bytes = "bytes",
+        /// Its channel had more samples than it may.
+        Samples = "samples",
+        /// All channels together had more than `history.total_bytes_max`.
+        Ceiling = "ceiling",
+    }
+}
+
 /// Declares [`Counters`] and its table: field, optional label, help.
 macro_rules! counters {
     ($($field:ident $(by $label:ty)? = $help:literal;)*) => {
@@ -342,6 +357,10 @@ counters! {
     samples_delivered = "Samples that were handed to the kernel, once for each receiver.";
     samples_dropped by DropReason = "Samples lost to a subscriber, by reason, once for each receiver.";
     samples_conflated by ConflationCause = "Samples left out because the subscription asked for fewer, by cause, once for each receiver.";
+    history_evicted by HistoryEviction = "Frames of the history that were let go, by cause.";
+    replays by ReplayOutcome = "Channels that a subscription began with samples of the past, by outcome.";
+    samples_replayed = "Samples of the past that were put into an outbox, once for each receiver.";
+    bytes_replayed = "Bytes of their frames.";
     gaps_sent = "Gap notices that were put into an outbox.";
     heartbeats_sent = "Heartbeats that were put into an outbox.";
     errors_sent by ErrorCode = "Error messages that were put into an outbox, by code.";
@@ -380,6 +399,8 @@ mod tests {
         check_label(&FlushCause::ALL);
         check_label(&DropReason::ALL);
         check_label(&ConflationCause::ALL);
+        check_label(&HistoryEviction::ALL);
+        check_label(&ReplayOutcome::ALL);
     }
 
     #[test]

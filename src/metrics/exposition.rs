@@ -61,6 +61,12 @@ pub struct Gauges {
     pub outbox_bytes: u64,
     /// Bytes that outboxes take: each frame once for each worker that holds it, and control messages.
     pub outbox_memory_bytes: u64,
+    /// Bytes that the history takes.
+    pub history_bytes: u64,
+    /// Frames of the history.
+    pub history_frames: u64,
+    /// Channels that have a history.
+    pub history_channels: u64,
     /// The flush window in effect, the widest of all workers: it widens under overload.
     pub flush_window: Duration,
     /// Threads that own connections and channels.
@@ -108,6 +114,21 @@ const GAUGES: &[GaugeRow] = &[
         name: "tidewire_outbox_memory_bytes",
         help: "Bytes that outboxes take: each frame once for each worker that holds it, and control messages.",
         value: |gauges| gauges.outbox_memory_bytes as f64,
+    },
+    GaugeRow {
+        name: "tidewire_history_bytes",
+        help: "Bytes of the frames that are kept for replays, with what each takes beside its own.",
+        value: |gauges| gauges.history_bytes as f64,
+    },
+    GaugeRow {
+        name: "tidewire_history_frames",
+        help: "Frames that are kept for replays.",
+        value: |gauges| gauges.history_frames as f64,
+    },
+    GaugeRow {
+        name: "tidewire_history_channels",
+        help: "Channels of which something is kept for replays.",
+        value: |gauges| gauges.history_channels as f64,
     },
     GaugeRow {
         name: "tidewire_flush_window_seconds",

@@ -80,6 +80,12 @@ impl OutboxHandle {
         self.wake_writer();
     }
 
+    /// Puts a mark behind the frames of a subscription.
+    pub fn push_mark(&self, slot: Slot, mark: Rc<HeldFrame>) {
+        self.outbox.borrow_mut().push_mark(slot, mark);
+        self.wake_writer();
+    }
+
     /// Drops the frames that came up to a generation; see [`Outbox::shed`]. A refusal by policy ends the connection. The ticker
     /// sees to it that the gaps are told.
     pub fn shed(&self, upto: u64, now: Now) {

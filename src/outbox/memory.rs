@@ -154,7 +154,17 @@ mod tests {
         let now = Instant::now();
         let (flushed_at, received_at) = (now, [now; TIMED_SAMPLES]);
         let bytes = Bytes::from(vec![0; bytes]);
-        Frame { bytes, channel: ChannelId(1), first: 1, last: 1, count: 1, flushed_at, received_at }
+        Frame {
+            bytes,
+            channel: ChannelId(1),
+            first: 1,
+            last: 1,
+            count: 1,
+            head_bytes: 0,
+            replayed: false,
+            flushed_at,
+            received_at,
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Seq;
+use super::cursor::Place;
 use crate::config::Secret;
 
 /// Largest `id` that a request may carry: JSON numbers above it are not exact in every client.
@@ -29,8 +30,8 @@ pub enum Request {
     Auth(Auth),
     /// Who is on a channel. Answered `unsupported` for now.
     Presence(Unsupported),
-    /// Samples of the past. Answered `unsupported` for now.
-    History(Unsupported),
+    /// What is kept of a channel.
+    History(History),
 }
 
 impl Request {
@@ -44,7 +45,8 @@ impl Request {
             Self::Ping(request) => request.id,
             Self::Stats(request) => request.id,
             Self::Auth(request) => request.id,
-            Self::Presence(request) | Self::History(request) => request.id,
+            Self::Presence(request) => request.id,
+            Self::History(request) => request.id,
         }
     }
 }
@@ -66,10 +68,72 @@ pub struct Subscribe {
     pub max_age_ms: Option<u32>,
     /// Most samples per second; the newest are kept.
     pub max_rate_hz: Option<f64>,
-    /// Start of a replay. Answered `unsupported` for now.
-    pub since: Option<serde_json::Value>,
-    /// Length of a replay. Answered `unsupported` for now.
+    /// Begin behind a cursor; for a pattern, behind one for each channel.
+    pub since: Option<Since>,
+    /// Begin with so many samples of the past.
     pub last: Option<serde_json::Value>,
+    /// Begin with what was received in the last so many milliseconds.
+    pub last_ms: Option<serde_json::Value>,
+}
+
+/// `subscribe.since` as it was given.
+#[derive(Debug)]
+pub enum Since {
+    /// A cursor.
+    Text(String),
+    /// Cursors by the names of channels, in the order in which they came.
+    Named(Vec<(String, serde_json::Value)>),
+    /// Anything else.
+    Other(serde_json::Value),
+}
+
+impl<'de> Deserialize<'de> for Since {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Since;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a cursor, or an object with a cursor for each channel")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Since, E> {
+                Ok(Since::Text(text.to_owned()))
+            }
+            /// A map of the reader's own would keep the last of two with one name.
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Since, A::Error> {
+                let mut named = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    named.push(entry);
+                }
+                Ok(Since::Named(named))
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, seq: A) -> Result<Since, A::Error> {
+                Deserialize::deserialize(serde::de::value::SeqAccessDeserializer::new(seq)).map(Since::Other)
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Since, E> {
+                Ok(Since::Other(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Since, E> {
+                Ok(Since::Other(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Since, E> {
+                Ok(Since::Other(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Since, E> {
+                Ok(Since::Other(value.into()))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// `history`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
 }
 
 /// `unsubscribe`.
@@ -259,6 +323,23 @@ pub enum Event<'a> {
         /// Why.
         reason: GapReason,
     },
+    /// The end of a replay: what comes from here on is live. Goes in the data lane, behind the last frame of the past.
+    Live {
+        /// The channel.
+        channel: u32,
+        /// Sequence of the first sample that is live.
+        seq: Seq,
+    },
+    /// Answer to `history`.
+    History {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// Of the request.
+        channel: &'a str,
+        /// What is kept, by stream.
+        streams: &'a [KeptStream],
+    },
     /// In silence: the newest sequence of each subscribed channel.
     Heartbeat {
         /// The server's clock.
@@ -322,6 +403,67 @@ pub struct ChannelEntry<'a> {
     pub epoch: u32,
     /// Sequence of the first sample that will come.
     pub seq: Seq,
+    /// The place before it; not of interest to a publisher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<Place>,
+    /// What comes of the past, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+}
+
+/// What a subscription gets of the past of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Replay {
+    /// Whether it is all that was asked for.
+    pub outcome: ReplayOutcome,
+    /// How many samples come before the live ones, as of now.
+    pub samples: u64,
+}
+
+/// How much of what was asked for comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayOutcome {
+    /// All of it.
+    Replayed,
+    /// Some is not kept any more: a `gap` with reason `history`.
+    Partial,
+    /// The cursor is of another life of the sequence, or there is none: what is kept.
+    Reset,
+}
+
+impl ReplayOutcome {
+    /// Every outcome.
+    pub const ALL: [Self; 3] = [Self::Replayed, Self::Partial, Self::Reset];
+
+    /// The name on the wire and in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Replayed => "replayed",
+            Self::Partial => "partial",
+            Self::Reset => "reset",
+        }
+    }
+}
+
+/// What is kept of one stream of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptStream {
+    /// Its number.
+    pub channel: u32,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Sequence of the oldest sample that is kept.
+    pub first: Seq,
+    /// Sequence of the newest one; less than `first` if none is.
+    pub last: Seq,
+    /// Samples.
+    pub samples: u64,
+    /// Bytes.
+    pub bytes: usize,
+    /// Age of the oldest frame.
+    pub age_ms: u64,
 }
 
 /// The ledger of one channel of a connection; `published = delivered + conflated + dropped + queued`, exactly.
@@ -348,17 +490,23 @@ pub struct Head {
     pub channel: u32,
     /// Its newest sequence; 0 if it has had no sample.
     pub seq: Seq,
+    /// The same, for a `since`.
+    pub cursor: Place,
 }
 
 /// A place in a channel's sequence, across lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Position {
     /// The channel.
     pub channel: u32,
+    /// Its name.
+    pub name: Box<str>,
     /// The life of its sequence.
     pub epoch: u32,
     /// The newest sequence sent to this connection, or skipped with a `gap`.
     pub seq: Seq,
+    /// The same, for a `since`.
+    pub cursor: Place,
 }
 
 /// Why samples are lost to a subscriber.
@@ -371,7 +519,7 @@ pub enum GapReason {
     Conflated,
     /// `max_rate_hz`.
     Rate,
-    /// Not kept any more (replays; not used yet).
+    /// Not kept any more, in a replay.
     History,
 }
 

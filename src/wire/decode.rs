@@ -14,6 +14,7 @@
 use std::fmt;
 
 use super::ChannelId;
+use super::encode::INSTANT_BYTES;
 
 /// Where a sample lies in the content of its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,63 @@ pub fn scan_publish<'a>(
         return Err(DecodeError::NoSamples);
     }
     Ok(ScannedPublish { channel: ChannelId(channel), ack, source_ns, block })
+}
+
+/// Checks the content of a `Block` as [`ScannedPublish::block`] gives it, and finds its samples, as [`scan_publish`] does. Returns
+/// its `source_ns`.
+///
+/// # Errors
+///
+/// As [`scan_publish`]; offsets are from the start of the content.
+pub fn scan_content(
+    content: &[u8],
+    samples_max: usize,
+    spans: &mut Vec<SampleSpan>,
+) -> Result<u64, DecodeError> {
+    spans.clear();
+    if u32::try_from(content.len()).is_err() {
+        return Err(DecodeError::TooLong);
+    }
+    let source_ns = scan_block(Reader { bytes: content, at: 0 }, samples_max, spans)?;
+    if spans.is_empty() { Err(DecodeError::NoSamples) } else { Ok(source_ns) }
+}
+
+/// A block of a frame's body: what the publisher sent, and when the server received it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SealedBlock<'a> {
+    /// The whole field, key and length included.
+    pub field: &'a [u8],
+    /// The content of the `Block` without `received_ns`, as [`ScannedPublish::block`].
+    pub content: &'a [u8],
+    /// Nanoseconds since the Unix epoch.
+    pub received_ns: u64,
+}
+
+/// Takes the first block from a body as `wire::seal` makes it: blocks that end in `received_ns`, and nothing behind them.
+/// `None` at its end.
+///
+/// # Errors
+///
+/// It is no such body.
+pub fn next_block<'a>(body: &mut &'a [u8]) -> Result<Option<SealedBlock<'a>>, DecodeError> {
+    let whole: &'a [u8] = body;
+    if whole.is_empty() {
+        return Ok(None);
+    }
+    let mut reader = Reader { bytes: whole, at: 0 };
+    if reader.key()? != FRAME_BLOCKS {
+        return Err(DecodeError::Key { at: 0 });
+    }
+    let block = reader.delimited(Field::Block)?.rest();
+    let truncated = DecodeError::Truncated { field: Field::ReceivedNs, at: offset(reader.at) };
+    let (content, last) = block.split_last_chunk::<INSTANT_BYTES>().ok_or(truncated)?;
+    let [key, instant @ ..] = *last;
+    if u32::from(key) != RECEIVED_NS {
+        return Err(truncated);
+    }
+    *body = reader.rest();
+    let field = &whole[..whole.len() - body.len()];
+    Ok(Some(SealedBlock { field, content, received_ns: u64::from_le_bytes(instant) }))
 }
 
 /// Checks the content of a `Block` and returns its `source_ns`.
@@ -361,6 +419,9 @@ const TEXT: u32 = key(Field::Text, DELIMITED);
 const BYTES: u32 = key(Field::Bytes, DELIMITED);
 const VALUES: u32 = key(Field::Values, FIXED64);
 const VALUES_PACKED: u32 = key(Field::Values, DELIMITED);
+
+/// `Frame.blocks`.
+const FRAME_BLOCKS: u32 = (6 << 3) | DELIMITED;
 
 // Wire types of the format.
 const VARINT: u32 = 0;

@@ -27,9 +27,9 @@ pub fn push_seq_deltas(buffer: &mut Vec<u8>, kept: &[Seq]) {
     }
 }
 
-/// Makes a protobuf frame of a batch's buffer, in place: the headers go into the headroom.
+/// Makes a protobuf frame of a batch's buffer, in place: the headers go into the headroom. Returns how many bytes they take, too.
 #[must_use]
-pub fn seal(mut buffer: Vec<u8>, header: &FrameHeader) -> Bytes {
+pub fn seal(mut buffer: Vec<u8>, header: &FrameHeader) -> (Bytes, u8) {
     let header = encode::frame_header(header);
     let payload = buffer.len() - HEADROOM_BYTES + header.len();
     let (ws_header, ws_len) = ws::header(ws::Opcode::Binary, payload);
@@ -38,19 +38,20 @@ pub fn seal(mut buffer: Vec<u8>, header: &FrameHeader) -> Bytes {
     buffer[start + ws_len..HEADROOM_BYTES].copy_from_slice(&header);
     let mut bytes = Bytes::from(buffer);
     bytes.advance(start);
-    bytes
+    // Within the headroom, which is less than 256.
+    (bytes, u8::try_from(HEADROOM_BYTES - start).unwrap_or_default())
 }
 
-/// Makes a frame in another codec of a batch's buffer: once for each class, however many receive it.
+/// Makes a frame in another codec of a frame's body: once for each class, however many receive it.
 #[must_use]
-pub fn transcode(buffer: &[u8], header: &FrameHeader, name: &str, codec: Codec) -> Bytes {
-    let mut frame = proto::Frame::decode(&buffer[HEADROOM_BYTES..]).unwrap_or_default();
+pub fn transcode(body: &[u8], header: &FrameHeader, name: &str, codec: Codec) -> Bytes {
+    let mut frame = proto::Frame::decode(body).unwrap_or_default();
     frame.channel = header.channel.0;
     frame.epoch = header.epoch;
     frame.seq = header.seq;
     frame.count = header.count;
     frame.flushed_ns = header.flushed_ns;
-    let mut payload = Vec::with_capacity(buffer.len() * 2);
+    let mut payload = Vec::with_capacity(body.len() * 2);
     let opcode = match codec {
         Codec::Protobuf => {
             payload.extend_from_slice(&frame.encode_to_vec());
@@ -66,6 +67,14 @@ pub fn transcode(buffer: &[u8], header: &FrameHeader, name: &str, codec: Codec) 
         }
     };
     ws::message(opcode, &payload)
+}
+
+/// A buffer for so many bytes of blocks, with the headroom for [`seal`].
+#[must_use]
+pub fn buffer(body_bytes: usize) -> Vec<u8> {
+    let mut buffer = Vec::with_capacity(HEADROOM_BYTES + body_bytes);
+    buffer.resize(HEADROOM_BYTES, 0);
+    buffer
 }
 
 /// A control message, ready for the control lane.

@@ -411,9 +411,10 @@ fn silence_is_broken_by_heartbeats_with_the_heads() {
     let channel = publisher.advertise("a");
     publisher.publish_acked(channel, [number(1.0)]);
     let mut viewer = server.client();
-    viewer.subscribe("a", &json!({}));
+    let subscribed = viewer.subscribe("a", &json!({}));
+    let cursor = &subscribed["channels"][0]["cursor"];
     let beat = viewer.event("heartbeat");
-    assert_eq!(beat["heads"], json!([{"channel": channel, "seq": 1}]));
+    assert_eq!(beat["heads"], json!([{"channel": channel, "seq": 1, "cursor": cursor}]));
     assert!(beat["server_ns"].as_str().unwrap().parse::<u64>().is_ok());
     publisher.publish_acked(channel, [number(2.0), number(3.0)]);
     numbers(&mut viewer, 2);
@@ -549,8 +550,8 @@ fn what_is_refused_leaves_the_connection_alive() {
         ),
         ("not subscribed", r#"{"type":"unsubscribe","id":16,"channel":"a"}"#, Some(16), "not_subscribed"),
         ("the server's", r#"{"type":"advertise","id":17,"channel":"$sys.x"}"#, Some(17), "forbidden"),
-        ("a replay", r#"{"type":"subscribe","id":18,"channel":"a","last":10}"#, Some(18), "unsupported"),
-        ("history", r#"{"type":"history","id":19,"channel":"a"}"#, Some(19), "unsupported"),
+        ("no cursor", r#"{"type":"subscribe","id":18,"channel":"a","since":"x"}"#, Some(18), "bad_request"),
+        ("no channel", r#"{"type":"history","id":19,"channel":"a.*"}"#, Some(19), "bad_channel"),
         ("auth", r#"{"type":"auth","id":20,"token":"secret"}"#, Some(20), "unsupported"),
         ("presence", r#"{"type":"presence","id":21}"#, Some(21), "unsupported"),
     ];

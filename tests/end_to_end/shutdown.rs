@@ -54,7 +54,11 @@ fn a_signal_drains_the_server() {
             let goodbye = viewer.event("goodbye");
             assert_eq!(goodbye["reason"], "drain");
             assert!((1_000..=2_000).contains(&goodbye["reconnect_after_ms"].as_u64().unwrap()));
-            assert_eq!(goodbye["positions"], json!([{"channel": channel, "epoch": epoch, "seq": last}]));
+            let cursor = format!("{epoch}:{last}");
+            assert_eq!(
+                goodbye["positions"],
+                json!([{"channel": channel, "name": "a", "epoch": epoch, "seq": last, "cursor": cursor}])
+            );
         }
         assert_eq!(publisher.close_code(), Some(1001));
         assert_eq!(
