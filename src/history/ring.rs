@@ -20,6 +20,9 @@ use crate::wire::{ChannelId, Frame, Seq, TIMED_SAMPLES, seal};
 /// What a frame takes beside its bytes: its entry, and the count of those who share them.
 const OVERHEAD_BYTES: usize = size_of::<Kept>() + 24;
 
+/// Places for frames that an empty ring may hold.
+const SPARE_FRAMES: usize = 16;
+
 /// Parts of the longest age: frames that are put together are no further apart, so that nothing is kept for much longer than
 /// it may be.
 const AGE_PARTS: u32 = 8;
@@ -233,6 +236,10 @@ impl Ring {
             self.bytes -= oldest.cost();
             self.samples -= u64::from(oldest.count);
             self.frames.pop_front();
+        }
+        // What was full once must not hold the room for ever: nobody counts it.
+        if self.frames.capacity() > 4 * self.frames.len() + SPARE_FRAMES {
+            self.frames.shrink_to(2 * self.frames.len());
         }
     }
 

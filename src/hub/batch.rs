@@ -28,6 +28,9 @@ pub struct ClassKey {
 /// Spare bytes that the buffer of a frame may have, beside as many as the frame: to give back fewer is not worth a copy.
 const SPARE_BYTES_MAX: usize = 1 << 10;
 
+/// Publishes of a batch for whose times it keeps the room that they took.
+const RECEIVED_KEPT_MAX: usize = 128;
+
 impl ClassKey {
     /// The wait as a duration.
     #[must_use]
@@ -101,6 +104,8 @@ pub struct Batch {
     count: u32,
     /// When each block in `buffer` was received, and how many samples of the frame there are up to and with it.
     received: Vec<(Instant, u32)>,
+    /// Bytes of the last frame, as a guess at the next: a quiet channel holds no buffer.
+    next_capacity: usize,
     /// Sequences of the samples in `buffer`; kept by thin classes only.
     kept: Vec<Seq>,
     /// The newest sample, which a thin class has not decided about yet.
@@ -135,6 +140,7 @@ impl Batch {
             last: 0,
             count: 0,
             received: Vec::new(),
+            next_capacity: 0,
             kept: Vec::new(),
             pending: None,
             next_allowed: None,
@@ -205,6 +211,7 @@ impl Batch {
 
     fn leave_headroom(&mut self) {
         if self.buffer.is_empty() {
+            self.buffer.reserve_exact(self.next_capacity.max(seal::HEADROOM_BYTES));
             self.buffer.resize(seal::HEADROOM_BYTES, 0);
         }
     }
@@ -357,8 +364,8 @@ impl Batch {
         if self.kept.len() > 1 {
             seal::push_seq_deltas(&mut self.buffer, &self.kept);
         }
-        let next_capacity = self.buffer.len();
-        let mut buffer = std::mem::replace(&mut self.buffer, Vec::with_capacity(next_capacity));
+        self.next_capacity = self.buffer.len();
+        let mut buffer = std::mem::take(&mut self.buffer);
         // It was made as large as the one before. A small frame must not hold the memory of a large one, which nobody counts.
         if buffer.capacity() > 2 * buffer.len() + SPARE_BYTES_MAX {
             buffer.shrink_to_fit();
@@ -389,6 +396,10 @@ impl Batch {
         };
         self.count = 0;
         self.received.clear();
+        if self.received.capacity() > RECEIVED_KEPT_MAX {
+            // Many channels that were busy once would hold much, and to make it again costs little beside so many publishes.
+            self.received = Vec::new();
+        }
         self.kept.clear();
         Some(frame)
     }

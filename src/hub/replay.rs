@@ -46,7 +46,7 @@ const LOW_PARTS: usize = 4;
 /// twentieth of a worker, and 64 MB/s go to those who come back.
 const STEP: Duration = Duration::from_millis(1);
 
-/// Time until a worker looks again for outboxes with room, where none has any.
+/// Time until a worker looks again for outboxes with room, where none has any, or all together have little.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Outboxes that are looked at in a step.
@@ -229,6 +229,9 @@ impl Hub {
         } else {
             self.serve_own(now).or_else(|| self.serve_other(now))
         };
+        // All outboxes together have a ceiling: near it, what is live comes first.
+        let crowded = self.memory.bytes() > self.memory.bytes_max() / 2;
+        let stepped = stepped.filter(|_| !crowded);
         let wait =
             stepped.map_or(LOOK, |bytes| STEP * u32::try_from(bytes / PART_BYTES_MAX).unwrap_or(1).max(1));
         let idle = self.replays.waiting.is_empty() && self.replays.asked.is_empty();
@@ -264,8 +267,7 @@ impl Hub {
 
     /// The first connection here whose outbox has room gets its next part, or its part is asked for. Returns how many bytes were made.
     fn serve_own(&mut self, now: Now) -> Option<usize> {
-        // All outboxes together have a ceiling. What is live comes first.
-        if self.draining || self.memory.bytes() > self.memory.bytes_max() / 2 {
+        if self.draining {
             return None;
         }
         for _ in 0..LOOKS_MAX.min(self.replays.waiting.len()) {
@@ -453,6 +455,9 @@ impl Hub {
             }
         }
         handle.wake_writer();
+        if self.memory.bytes() > self.frame_bytes_max() && !self.relieved {
+            self.relieve(now);
+        }
     }
 
     fn push_live(&self, handle: &OutboxHandle, slot: u32, channel: ChannelId, seq: Seq, now: Now) {

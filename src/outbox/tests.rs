@@ -693,3 +693,82 @@ proptest! {
         }
     }
 }
+
+/// A mark of the channel, as the end of a replay.
+fn mark(next: Seq, now: Now) -> Rc<HeldFrame> {
+    held(Frame {
+        bytes: Bytes::from_static(b"mark"),
+        channel: CHANNEL,
+        first: next,
+        last: next - 1,
+        count: 0,
+        head_bytes: 0,
+        replayed: true,
+        flushed_at: now.at,
+        received_at: [now.at; TIMED_SAMPLES],
+    })
+}
+
+#[test]
+fn a_mark_keeps_its_place_whatever_is_dropped_around_it() {
+    for policy in [Policy::DropOldest, Policy::DropNewest, Policy::Latest] {
+        // Room for two frames.
+        let mut bench = Bench::new(20, 2, 1_000);
+        let slot = bench.open(policy);
+        bench.push(slot, 1, 1, 10).unwrap();
+        bench.outbox.push_mark(slot, mark(2, bench.now));
+        bench.push(slot, 2, 2, 10).unwrap();
+        bench.push(slot, 3, 3, 10).unwrap();
+        assert_eq!(bench.outbox.data_frames(), 2, "{policy:?}: a mark takes no room");
+        assert!(bench.outbox.has_output());
+        // Everything that waits grows too old, and is shed, but not the mark.
+        bench.now = bench.now.plus(2 * SECOND);
+        bench.outbox.shed(u64::MAX, bench.now).unwrap();
+        let mut sent = Vec::new();
+        bench.outbox.drop_stale(bench.now);
+        bench.outbox.gather(|bytes| {
+            sent.extend_from_slice(bytes);
+            Take::More
+        });
+        assert_eq!(sent, b"mark", "{policy:?}");
+        let mut frames = 0;
+        bench.outbox.advance(2, |_| frames += 1);
+        assert_eq!(bench.outbox.data_frames(), 0, "{policy:?}: also not when it is partly written");
+        bench.outbox.advance(2, |_| frames += 1);
+        assert_eq!((frames, bench.outbox.totals().control_messages), (0, 1), "{policy:?}");
+        assert!(!bench.outbox.has_output());
+        assert_eq!(bench.ledger(slot)[4], 0);
+    }
+}
+
+#[test]
+fn a_newer_frame_does_not_pass_a_mark() {
+    let mut bench = Bench::new(1_000, 10, 1_000);
+    let slot = bench.open(Policy::Latest);
+    bench.push(slot, 1, 1, 10).unwrap();
+    bench.outbox.push_mark(slot, mark(2, bench.now));
+    bench.push(slot, 2, 2, 10).unwrap();
+    bench.push(slot, 3, 3, 10).unwrap();
+    let mut sent = Vec::new();
+    bench.outbox.gather(|bytes| {
+        sent.push(bytes[0]);
+        Take::More
+    });
+    assert_eq!(sent, [1, b'm', 3], "the one before the mark stays, the one behind it was replaced");
+    // The end of the subscription takes its mark along.
+    bench.outbox.close_slot(slot);
+    assert!(!bench.outbox.has_output());
+}
+
+#[test]
+fn what_history_has_lost_is_told_as_that() {
+    let mut bench = Bench::new(1_000, 10, 1_000);
+    let slot = bench.open(Policy::DropOldest);
+    bench.outbox.note_gone(slot, 4, bench.now);
+    bench.outbox.note_gone(slot, 3, bench.now);
+    bench.push(slot, 5, 5, 10).unwrap();
+    bench.push(slot, 7, 7, 10).unwrap();
+    bench.write(usize::MAX);
+    assert_eq!(bench.gaps(), [(1, 4, 4, "history".into()), slow(6, 6, 1)]);
+    assert_eq!(bench.ledger(slot), [7, 2, 0, 5, 0]);
+}
