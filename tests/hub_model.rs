@@ -358,9 +358,12 @@ impl World {
     }
 
     fn connect(&mut self, worker: usize, codec: Codec) {
-        if self.connections.len() == CONNECTIONS_MAX {
-            return;
+        if self.connections.len() < CONNECTIONS_MAX {
+            self.enter(worker, codec);
         }
+    }
+
+    fn enter(&mut self, worker: usize, codec: Codec) {
         let handle = Rc::new(OutboxHandle::new(self.config.outbox.clone(), Rc::default()));
         let id = ConnectionId(self.next_connection);
         self.next_connection += 1;
@@ -937,5 +940,77 @@ fn frames_lost_between_workers_are_told() {
             (FRAME_CREDIT_KIB + lost) as u64,
             "{delivery:?}: what was lost is known"
         );
+    }
+}
+
+/// 1,000 connections of every codec come back at once, on three workers, while their channel goes on: each gets all that it has
+/// missed, once, and what comes then.
+#[test]
+fn a_thousand_who_come_back_at_once_get_everything() {
+    const RETURNING: usize = 1_000;
+    let delivery =
+        |policy| DeliveryOptions { policy, max_delay_ms: 10, max_age_ms: 60_000, max_rate_hz: None };
+    let mut world = World::new(3, Config::default(), Clock::new().now());
+    world.connect(0, Codec::Protobuf);
+    world.run(&Operation::Advertise { connection: 0, name: 0 });
+    world.settle();
+    let publish = |world: &mut World, messages: usize| {
+        for _ in 0..messages {
+            world.publish(0, 0, 4, 400);
+            world.now = world.now.plus(Duration::from_millis(3));
+            for worker in 0..3 {
+                while world.pump(worker) {}
+                world.hubs[worker].poll_due(world.now);
+            }
+        }
+    };
+    publish(&mut world, 200);
+    // Everyone was somewhere else when the connection was lost.
+    let id = id_of(&world.router, NAMES[0]).expect("a channel");
+    let epoch = world.router.directory(|directory| directory.find(NAMES[0])).expect("a channel").epoch;
+    let had: Vec<u64> = (0..RETURNING as u64).map(|n| n * 7 % 700).collect();
+    let pattern = Pattern::parse(NAMES[0], 255).unwrap();
+    for (place, had) in had.iter().enumerate() {
+        let codec = Codec::ALL[place % 3];
+        let policy = if place % 2 == 0 { Policy::DropOldest } else { Policy::Disconnect };
+        world.enter(place % 3, codec);
+        let connection = &mut world.connections[place + 1];
+        connection.wishes.insert(0, Some(format!("{epoch}:{had}")));
+        let past = Past::Since([(NAMES[0].into(), format!("{epoch}:{had}").parse().unwrap())].into());
+        let (worker, member) = (connection.worker, connection.member);
+        world.hubs[worker]
+            .subscribe(member, None, &pattern, delivery(policy), Some(past), world.now)
+            .unwrap();
+    }
+    let caught_up =
+        |world: &World| world.connections[1..].iter().all(|c| c.heard.get(&id.0).is_some_and(|h| h.live > 0));
+    for round in 0.. {
+        assert!(round < 20_000, "a replay that does not end");
+        if caught_up(&world) {
+            break;
+        }
+        // Of what is published meanwhile there is less than what the history keeps.
+        if round % 10 == 0 && round < 1_000 {
+            publish(&mut world, 1);
+        }
+        world.now = world.now.plus(Duration::from_millis(1));
+        for worker in 0..3 {
+            world.hubs[worker].poll_due(world.now);
+            while world.pump(worker) {}
+        }
+        for place in 1..world.connections.len() {
+            world.read(place, usize::MAX);
+        }
+        let ended = world.connections.iter().find_map(|connection| connection.handle.ending());
+        assert_eq!(ended, None, "round {round}");
+    }
+    publish(&mut world, 3);
+    world.settle();
+    world.check_settled();
+    let newest = world.published[&id.0].len() as u64;
+    for (connection, had) in world.connections[1..].iter().zip(had) {
+        let heard = &connection.heard[&id.0];
+        assert_eq!((heard.start, heard.slow, heard.conflated), (had + 1, 0, 0), "{:?}", heard.spans);
+        assert_eq!(heard.delivered.len() as u64, newest - had);
     }
 }

@@ -11,6 +11,7 @@ mod faults_of_processes;
 mod foreign_clients;
 mod framing;
 mod handshake;
+mod history;
 mod identity;
 mod memory;
 mod protocol;
