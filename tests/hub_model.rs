@@ -1014,3 +1014,64 @@ fn a_thousand_who_come_back_at_once_get_everything() {
         assert_eq!(heard.delivered.len() as u64, newest - had);
     }
 }
+
+/// Who gets samples at once is ahead of the history, whose batch is still open: to come back must not bring them again.
+#[test]
+fn a_cursor_may_be_ahead_of_what_is_kept() {
+    let at_once =
+        DeliveryOptions { policy: Policy::DropOldest, max_delay_ms: 0, max_age_ms: 1_000, max_rate_hz: None };
+    for then in [at_once, DeliveryOptions { max_delay_ms: 10, ..at_once }] {
+        for codec in Codec::ALL {
+            let mut world = World::new(1, Config::default(), Clock::new().now());
+            world.connect(0, Codec::Protobuf);
+            world.run(&Operation::Advertise { connection: 0, name: 0 });
+            world.connect(0, codec);
+            world.run(&Operation::Subscribe { connection: 1, pattern: 0, delivery: at_once });
+            for _ in 0..3 {
+                world.publish(0, 0, 2, 0);
+            }
+            world.read(1, usize::MAX);
+            assert_eq!(world.connections[1].heard.values().next().unwrap().last, 6);
+            world.run(&Operation::Reconnect { connection: 1, worker: 0, pattern: 0, delivery: then });
+            world.hubs[0].poll_due(world.now);
+            world.publish(0, 0, 2, 0);
+            world.settle();
+            world.check_settled();
+            let heard = world.connections[1].heard.values().next().unwrap();
+            assert_eq!((heard.start, &heard.delivered), (7, &[7, 8].into()), "{codec:?} {then:?}");
+        }
+    }
+}
+
+/// A replay that leaves samples out keeps the newest, as a live stream does.
+#[test]
+fn a_thinned_replay_ends_with_the_newest_sample() {
+    let plain = DeliveryOptions {
+        policy: Policy::DropOldest,
+        max_delay_ms: 10,
+        max_age_ms: 1_000,
+        max_rate_hz: None,
+    };
+    let rows = [
+        (DeliveryOptions { max_rate_hz: Some(10.0), ..plain }, [1, 11, 21, 30].into()),
+        (DeliveryOptions { policy: Policy::Latest, ..plain }, [30].into()),
+    ];
+    for (delivery, expected) in rows {
+        for codec in Codec::ALL {
+            let mut world = World::new(1, Config::default(), Clock::new().now());
+            world.connect(0, Codec::Protobuf);
+            world.run(&Operation::Advertise { connection: 0, name: 0 });
+            for _ in 0..30 {
+                world.publish(0, 0, 1, 0);
+                world.now = world.now.plus(Duration::from_millis(10));
+                world.hubs[0].poll_due(world.now);
+            }
+            world.connect(0, codec);
+            world.resume(1, 0, delivery, Wish::Last(100));
+            world.settle();
+            world.check_settled();
+            let heard = world.connections[1].heard.values().next().unwrap();
+            assert_eq!((&heard.delivered, heard.live), (&expected, 31), "{codec:?} {delivery:?}");
+        }
+    }
+}
