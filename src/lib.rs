@@ -12,7 +12,8 @@
 //! sealed batch, immutable bytes shared by all its receivers; an **outbox** the bounded send queue of one connection; a
 //! **session** the rules of one client's conversation; a **connection** the lifecycle of one socket; the **hub** the
 //! registry of channels and their subscribers; a **worker** one thread with its own runtime, connections and hub shard;
-//! a **gap** samples that a subscriber will not get, announced in band; the **flush window** the longest that a sample
+//! a **gap** samples that a subscriber will not get, announced in band; the **history** the newest frames of a channel, kept for
+//! those who come back; the **flush window** the longest that a sample
 //! waits in a batch.
 
 pub mod admission;

@@ -1,6 +1,6 @@
 //! Clients that come back: what they missed comes once, before what is live, and what is not kept any more is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -328,4 +328,26 @@ fn a_drain_ends_a_replay_with_a_cursor_that_goes_on() {
             _ => {}
         }
     }
+}
+
+#[test]
+fn cursors_are_bounded() {
+    let server = TestServer::start(|config| config.channel.channels_max = 4);
+    let mut client = server.client();
+    let names = |from: usize, count: usize| -> BTreeMap<String, &str> {
+        (from..from + count).map(|n| (format!("a.{n}"), "1:1")).collect()
+    };
+    let since = |names| json!({"type": "subscribe", "channel": "a.*", "since": names});
+    assert_eq!(client.request(since(names(0, 5)))["code"], "limit_exceeded");
+    let many = (0..40).map(|n| format!("{n}:1")).collect::<Vec<_>>().join(",");
+    let answer = client.request(json!({"type": "subscribe", "channel": "a.b", "since": many}));
+    assert_eq!(answer["code"], "bad_request", "{answer}");
+    assert_eq!(client.request(since(names(0, 4)))["type"], "subscribed");
+    // They are kept for channels that come later, so all subscriptions share the bound.
+    let another = |names| json!({"type": "subscribe", "channel": "*.b", "since": names});
+    let one: BTreeMap<&str, &str> = [("x.b", "1:1")].into();
+    let answer = client.request(another(one.clone()));
+    assert_eq!(answer["code"], "limit_exceeded", "{answer}");
+    client.unsubscribe("a.*");
+    assert_eq!(client.request(another(one))["type"], "subscribed");
 }

@@ -256,6 +256,14 @@ fn a_tenant_stays_within_what_its_token_says() {
         let answer = a.request(json!({"type": "advertise", "channel": channel}));
         assert_eq!(answer["code"], "forbidden", "{channel}");
     }
+    let mut a = client(&server, &with_rights("a", &rights));
+    for channel in ["tenant-b.x", "$user.b", "$sys.cpu"] {
+        let answer = a.request(json!({"type": "history", "channel": channel}));
+        assert_eq!(answer["code"], "forbidden", "{channel}: also what is kept of it");
+        let answer = a.request(json!({"type": "subscribe", "channel": channel, "last": 9}));
+        assert_eq!(answer["code"], "forbidden", "{channel}");
+    }
+    assert_eq!(a.request(json!({"type": "history", "channel": "$user.a"}))["type"], "history");
     a = client(&server, &with_rights("a", &rights));
     a.event("subscribed");
     a.subscribe("tenant-a.*", &json!({"max_delay_ms": 0}));
