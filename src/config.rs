@@ -35,6 +35,10 @@ const WEEK: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// The most samples that any limit allows in one message or frame.
 const SAMPLES: u64 = 1_000_000;
 
+/// Connections on a channel that are told one by one; of more than that only the count. As many as a person looks through, and
+/// an answer of 16 KiB with users of usual length.
+pub const PRESENCE_MEMBERS_MAX: usize = 100;
+
 /// The largest message or frame that any limit allows, in bytes.
 const MESSAGE: u64 = 64 << 20;
 
@@ -301,16 +305,17 @@ impl Config {
     }
 
     /// The largest control message that these limits let arise, in bytes: `subscribed`, `unsubscribed` or `stats` with
-    /// every channel of a connection. An outbox that cannot hold it would end a connection for a fair request.
+    /// every channel of a connection, or `presence` with every member. An outbox that cannot hold it would end a connection for a fair request.
     #[must_use]
     pub fn control_bytes_largest(&self) -> usize {
         /// The numbers of a channel or ledger with their names, at full width.
         const ENTRY_BYTES: usize = 256;
         const ENVELOPE_BYTES: usize = 1_024;
+        // A user is no longer than a name.
         self.channel
             .channel_name_bytes_max
             .saturating_add(ENTRY_BYTES)
-            .saturating_mul(self.channel.channels_max)
+            .saturating_mul(self.channel.channels_max.max(PRESENCE_MEMBERS_MAX))
             .saturating_add(ENVELOPE_BYTES)
     }
 }

@@ -31,6 +31,7 @@ pub mod channel;
 pub mod directory;
 pub mod membership;
 pub mod overload;
+mod presence;
 mod report;
 pub mod router;
 
@@ -39,6 +40,7 @@ use channel::{Channel, ClassesFull, DueQueue, Flush, Sealed};
 use directory::ChannelInfo;
 use membership::{Announcing, Join, Member, Request};
 use overload::Widening;
+use presence::Presence;
 use router::{Announced, ForwardedPublish, Publisher, Router, ToWorker};
 
 /// What became of a publish.
@@ -78,6 +80,7 @@ pub struct Hub {
     joins: Slab<Join>,
     requests: Slab<Request>,
     announcing: Slab<Announcing>,
+    presence: Presence,
     due: DueQueue,
     widening: Widening,
     /// Classes of which another worker has missed a frame, until it is told.
@@ -116,6 +119,7 @@ impl Hub {
             joins: Slab::new(),
             requests: Slab::new(),
             announcing: Slab::new(),
+            presence: Presence::default(),
             due: DueQueue::default(),
             widening,
             behind: HashSet::new(),
@@ -237,8 +241,11 @@ impl Hub {
             }
             ToWorker::Head { channel, class, head } => self.note_head(channel, class, head, now),
             ToWorker::Retire(channel) => {
-                self.channels.remove(&channel);
+                if let Some(gone) = self.channels.remove(&channel) {
+                    self.note_watchers(gone.info(), false);
+                }
             }
+            ToWorker::Presence(about) => self.handle_presence(about, now),
             ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
             ToWorker::List(reply) => drop(reply.send(self.list(now))),
             ToWorker::Revoke(revoked, issued_s) => self.revoke(&revoked, issued_s),
@@ -288,6 +295,7 @@ impl Hub {
             }
         }
         self.limit_control();
+        self.tick_presence(now);
         for (channel, class, worker) in std::mem::take(&mut self.behind) {
             if let Some(head) = self.channels.get(&channel).and_then(|channel| channel.head(class)) {
                 self.router.send(worker, ToWorker::Head { channel, class, head });
@@ -509,6 +517,9 @@ impl Hub {
         if let Some(from) = from {
             self.leave_at_home(info.id, from, worker);
         }
+        if presence::tells(info) && matches!(seq, Some(Ok(_))) {
+            self.note_watchers(info, true);
+        }
         seq.unwrap_or(Err(ClassesFull))
     }
 
@@ -518,8 +529,11 @@ impl Hub {
     }
 
     fn leave_at_home(&mut self, channel: ChannelId, class: ClassKey, worker: usize) {
-        if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.leave(class, worker);
+        let Some(channel) = self.channels.get_mut(&channel) else { return };
+        channel.leave(class, worker);
+        if presence::tells(channel.info()) && channel.receivers() == 0 {
+            let info = Arc::clone(channel.info());
+            self.note_watchers(&info, false);
         }
     }
 }

@@ -34,6 +34,7 @@ pub mod outbound;
 pub mod outbox;
 pub mod pattern;
 pub mod peer;
+pub mod presence;
 pub mod proxy;
 pub mod publisher;
 pub mod reading;

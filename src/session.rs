@@ -83,6 +83,13 @@ pub enum Action {
         /// Latencies to record.
         arrival_ns: Vec<u64>,
     },
+    /// Say who is on a channel.
+    Presence {
+        /// Of the request.
+        id: Option<u64>,
+        /// Its name, checked.
+        name: String,
+    },
     /// Samples, from a codec that is not protobuf, as the protobuf message that they are relayed as.
     Publish {
         /// The channel.
@@ -389,7 +396,11 @@ impl Session {
                 Ok(Action::Stats { id, arrival_ns: stats.arrival_ns })
             }
             Request::Auth(Auth { id, token }) => self.handle_auth(id, token, now),
-            Request::Presence(Unsupported { id }) => Err(unsupported(id, "presence")),
+            Request::Presence(request) => {
+                pattern::check_name(&request.channel, self.config.channel.channel_name_bytes_max)
+                    .map_err(|error| bad_channel(id, &request.channel, error))?;
+                Ok(Action::Presence { id, name: request.channel })
+            }
             Request::History(Unsupported { id }) => Err(unsupported(id, "history")),
         }
     }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::pattern::Pattern;
+use crate::pattern::index::PatternIndex;
+use crate::presence;
 use crate::wire::ChannelId;
 
 /// What never changes in a channel's life.
@@ -42,6 +44,15 @@ pub struct Opened {
     /// Whether patterns have to be told: it is published to for the first time, or whoever did that is not done yet. Then
     /// [`Directory::note_announced`] follows.
     pub announce: bool,
+    /// The `$presence` channel that has come into being with it, because a pattern wants it: patterns have to be told.
+    pub teller: Option<Arc<ChannelInfo>>,
+}
+
+/// Patterns of subscriptions that begin with `$presence.`: what they match exists as soon as the channel that it tells of does.
+#[derive(Debug, Default)]
+struct Tellers {
+    patterns: PatternIndex<()>,
+    name_bytes_max: usize,
 }
 
 /// See the module's page.
@@ -52,6 +63,7 @@ pub struct Directory {
     next_id: u32,
     workers: usize,
     channels_max: usize,
+    tellers: Tellers,
 }
 
 #[derive(Debug)]
@@ -68,7 +80,14 @@ impl Directory {
     /// An empty directory for that many workers and at most `channels_max` channels.
     #[must_use]
     pub fn new(workers: usize, channels_max: usize) -> Self {
-        Self { by_name: HashMap::new(), by_id: HashMap::new(), next_id: 1, workers, channels_max }
+        Self {
+            by_name: HashMap::new(),
+            by_id: HashMap::new(),
+            next_id: 1,
+            workers,
+            channels_max,
+            tellers: Tellers::default(),
+        }
     }
 
     /// Opens a channel by its (checked) name, and makes it if need be. Each call is one hold, given back with
@@ -77,26 +96,93 @@ impl Directory {
     /// # Errors
     /// The channel is new and the server has no room for it.
     pub fn open(&mut self, name: &str, role: Role) -> Result<Opened, DirectoryFull> {
-        if !self.by_name.contains_key(name) {
-            if self.by_name.len() >= self.channels_max || self.next_id == u32::MAX {
-                return Err(DirectoryFull);
-            }
-            let id = ChannelId(self.next_id);
-            self.next_id += 1;
-            let home = home_of(name, self.workers);
-            let info = Arc::new(ChannelInfo { id, name: name.into(), epoch: fastrand::u32(1..), home });
-            self.by_id.insert(id, name.into());
-            self.by_name.insert(
-                name.into(),
-                Listed { info, published: false, announced: false, holders: 0, free_since: None },
-            );
-        }
+        let is_new = self.list(name)?;
         let Some(listed) = self.by_name.get_mut(name) else { return Err(DirectoryFull) };
         listed.holders += 1;
         listed.free_since = None;
         listed.published |= role == Role::Publisher;
         let announce = role == Role::Publisher && !listed.announced;
-        Ok(Opened { info: Arc::clone(&listed.info), announce })
+        let info = Arc::clone(&listed.info);
+        let teller = if is_new { self.list_wanted_teller(name) } else { None };
+        Ok(Opened { info, announce, teller })
+    }
+
+    /// Makes a channel, if need be, that nobody holds. Returns whether it is new.
+    fn list(&mut self, name: &str) -> Result<bool, DirectoryFull> {
+        if self.by_name.contains_key(name) {
+            return Ok(false);
+        }
+        if self.by_name.len() >= self.channels_max || self.next_id == u32::MAX {
+            return Err(DirectoryFull);
+        }
+        let id = ChannelId(self.next_id);
+        self.next_id += 1;
+        let home = home_of(name, self.workers);
+        let info = Arc::new(ChannelInfo { id, name: name.into(), epoch: fastrand::u32(1..), home });
+        self.by_id.insert(id, name.into());
+        let listed = Listed { info, published: false, announced: false, holders: 0, free_since: None };
+        self.by_name.insert(name.into(), listed);
+        Ok(true)
+    }
+
+    /// The number of a channel.
+    #[must_use]
+    pub fn number_of(&self, name: &str) -> Option<ChannelId> {
+        self.by_name.get(name).map(|listed| listed.info.id)
+    }
+
+    /// From now on the `$presence` channels exist that a new subscription's pattern matches, of channels that are here and of those
+    /// to come, as far as there is room for these. At most `limit` and one more are made at once, with names of at most
+    /// `name_bytes_max` bytes. To be undone with [`Directory::forget_tellers`].
+    ///
+    /// # Errors
+    /// The server has no room for those of the channels that are here.
+    pub fn want_tellers(
+        &mut self,
+        pattern: &Pattern,
+        limit: usize,
+        name_bytes_max: usize,
+    ) -> Result<(), DirectoryFull> {
+        let told_of =
+            presence::told_of(pattern.as_str()).and_then(|text| Pattern::parse(text, text.len()).ok());
+        if let Some(told_of) = told_of {
+            // Names are compared first: most of very many do not match.
+            let names = self.by_name.keys().filter(|name| told_of.matches(name));
+            let tellers = names.filter_map(|name| presence::valid_teller_of(name, name_bytes_max));
+            let tellers: Vec<String> = tellers.take(limit.saturating_add(1)).collect();
+            for teller in tellers {
+                self.list_teller(&teller)?;
+            }
+        }
+        self.tellers.name_bytes_max = name_bytes_max;
+        self.tellers.patterns.insert(pattern, ());
+        Ok(())
+    }
+
+    /// A subscription has ended.
+    pub fn forget_tellers(&mut self, pattern: &Pattern) {
+        self.tellers.patterns.remove(pattern, ());
+    }
+
+    /// Makes the `$presence` channel of a new channel, if a pattern wants it. Returns it if patterns do not know it yet.
+    fn list_wanted_teller(&mut self, name: &str) -> Option<Arc<ChannelInfo>> {
+        if self.tellers.patterns.is_empty() {
+            return None;
+        }
+        let teller = presence::valid_teller_of(name, self.tellers.name_bytes_max)?;
+        let mut wanted = false;
+        self.tellers.patterns.matching(&teller, &mut |()| wanted = true);
+        if wanted { self.list_teller(&teller).ok().flatten() } else { None }
+    }
+
+    /// Has patterns find a `$presence` channel. Returns it if they did not before.
+    fn list_teller(&mut self, name: &str) -> Result<Option<Arc<ChannelInfo>>, DirectoryFull> {
+        self.list(name)?;
+        let listed = self.by_name.get_mut(name).filter(|listed| !listed.published);
+        Ok(listed.map(|listed| {
+            listed.published = true;
+            Arc::clone(&listed.info)
+        }))
     }
 
     /// Every pattern that matches the channel has joined: the next publisher need not wait for them.
@@ -147,6 +233,10 @@ impl Directory {
     pub fn sweep(&mut self, linger: Duration, now: Instant) -> Vec<Arc<ChannelInfo>> {
         let mut gone = Vec::new();
         self.by_name.retain(|_, listed| {
+            if listed.holders == 0 {
+                // The server's own may never have been held.
+                listed.free_since.get_or_insert(now);
+            }
             let keep = listed.free_since.is_none_or(|since| now.saturating_duration_since(since) < linger);
             if !keep {
                 gone.push(Arc::clone(&listed.info));
@@ -173,7 +263,8 @@ impl Directory {
 }
 
 /// FNV-1a: the same name has the same home in every life of a server with as many workers.
-fn home_of(name: &str, workers: usize) -> usize {
+#[must_use]
+pub fn home_of(name: &str, workers: usize) -> usize {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
@@ -223,6 +314,47 @@ mod tests {
         let second = directory.open("a", Role::Publisher).unwrap();
         assert_ne!(second.info.id, first.id);
         assert!(second.announce);
+    }
+
+    #[test]
+    fn what_tells_who_is_there_exists_while_a_pattern_wants_it() {
+        let (linger, start) = (Duration::from_secs(60), Instant::now());
+        let mut directory = Directory::new(1, 7);
+        let names = |found: Vec<Arc<ChannelInfo>>| {
+            let mut names: Vec<_> = found.iter().map(|info| info.name.to_string()).collect();
+            names.sort_unstable();
+            names
+        };
+        for name in ["a.1", "a.2", "b", "$sys.a"] {
+            assert!(directory.open(name, Role::Publisher).unwrap().teller.is_none(), "nobody wants it");
+        }
+        let wanted = pattern("$presence.a.*");
+        directory.want_tellers(&wanted, 10, 255).unwrap();
+        assert_eq!(names(directory.open_matching(&wanted, 10)), ["$presence.a.1", "$presence.a.2"]);
+        let mut directory = Directory::new(1, 7);
+        directory.want_tellers(&wanted, 10, 255).unwrap();
+        // One that was subscribed by its name before there was anything to tell of.
+        directory.open("$presence.a.1", Role::Subscriber).unwrap();
+        assert!(directory.open_matching(&wanted, 10).is_empty());
+        for (name, teller) in [("a.1", true), ("a.2", true), ("b", false), ("a.1", false)] {
+            let opened = directory.open(name, Role::Subscriber).unwrap();
+            assert_eq!(opened.teller.is_some(), teller, "{name}");
+        }
+        assert_eq!(names(directory.open_matching(&wanted, 10)), ["$presence.a.1", "$presence.a.2"]);
+        // There is no room for what would tell of it, but for the channel there is.
+        for name in ["c", "a.4"] {
+            assert!(directory.open(name, Role::Subscriber).unwrap().teller.is_none(), "{name}");
+        }
+        assert_eq!(directory.len(), 7);
+        directory.forget_tellers(&wanted);
+
+        let mut directory = Directory::new(1, 7);
+        directory.want_tellers(&wanted, 10, 255).unwrap();
+        directory.open("a.1", Role::Subscriber).unwrap();
+        directory.forget_tellers(&wanted);
+        assert!(directory.open("a.2", Role::Subscriber).unwrap().teller.is_none());
+        assert!(directory.sweep(linger, start).is_empty(), "patterns may still be on their way to hold it");
+        assert_eq!(names(directory.sweep(linger, start + linger)), ["$presence.a.1"]);
     }
 
     #[test]

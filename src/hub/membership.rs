@@ -200,6 +200,7 @@ impl Hub {
         let gone = self.members.remove(member);
         for (number, subscription) in &gone.subscriptions {
             self.patterns.remove(&subscription.pattern, (member, number));
+            self.forget_tellers_of(&subscription.pattern);
         }
         self.release_all(gone.advertised.keys().copied(), now);
         for code in gone.handle.take_errors() {
@@ -265,15 +266,17 @@ impl Hub {
         }
         // Each channel comes with a hold in the directory; those that are received already give it back.
         let found = if pattern.is_literal() {
-            let opened =
-                self.router.directory(|directory| directory.open(pattern.as_str(), Role::Subscriber));
+            let opened = self.router.open(pattern.as_str(), Role::Subscriber);
             vec![opened.map_err(|_| self.directory_full())?.info]
         } else {
-            self.router.directory(|directory| directory.open_matching(pattern, channels_max))
+            self.open_matching(pattern, existing.is_none()).map_err(|_| self.directory_full())?
         };
         let new = found.iter().filter(|info| !this.receiving.contains_key(&info.id)).count();
         if this.receiving.len() + new > channels_max {
             self.release_all(found.iter().map(|info| info.id), now);
+            if existing.is_none() {
+                self.forget_tellers_of(pattern);
+            }
             return Err(over_limit("channels of a connection", channels_max, "subscribe more narrowly"));
         }
 
@@ -360,7 +363,7 @@ impl Hub {
             let what = "advertised channels of a connection";
             return Err(over_limit(what, channels_max, "use another connection"));
         }
-        let opened = self.router.directory(|directory| directory.open(name, Role::Publisher));
+        let opened = self.router.open(name, Role::Publisher);
         let opened = opened.map_err(|_| self.directory_full())?;
         let info = opened.info;
         self.members[member].advertised.insert(info.id, Arc::clone(&info));
@@ -487,6 +490,7 @@ impl Hub {
         let receiving =
             Receiving { info: Arc::clone(&info), slot, by, class: None, joining: None, told: false };
         this.receiving.insert(channel, receiving);
+        self.note_arrival(member, &info);
         self.join(member, info, class, vec![purpose], now);
     }
 
@@ -639,6 +643,7 @@ impl Hub {
         let by_it = |receiving: &&Receiving| receiving.by == number;
         let affected: Vec<_> =
             this.receiving.values().filter(by_it).map(|receiving| Arc::clone(&receiving.info)).collect();
+        self.forget_tellers_of(&removed.pattern);
         for info in affected {
             match self.members[member].best_subscription(&info.name) {
                 Some(next) => {
@@ -680,6 +685,7 @@ impl Hub {
         let receiving = this.receiving.remove(&channel)?;
         let handle = Rc::clone(&this.handle);
         let ledger = handle.outbox().borrow_mut().close_slot(receiving.slot);
+        self.note_departure(member, &receiving.info);
         if let Some(class) = receiving.class {
             self.remove_receiver(channel, class, &handle);
         }

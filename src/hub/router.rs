@@ -14,14 +14,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
-use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use super::directory::{ChannelInfo, Directory, DirectoryFull, Opened, Role, home_of};
 use crate::admission::door::Place as AddressPlace;
 use crate::auth::KeyId;
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::metrics::WorkerMetrics;
 use crate::peer::Peer;
-use crate::wire::control::Ledger;
+use crate::presence::Part;
+use crate::wire::control::{AsOf, Ledger};
 use crate::wire::decode::SampleSpan;
 use crate::wire::{ChannelId, Frame, Seq};
 
@@ -132,6 +133,8 @@ pub enum ToWorker {
     Revoke(Arc<Revoked>, u64),
     /// These are the keys for tokens now.
     Keys(Arc<[KeyId]>),
+    /// Who is on a channel.
+    Presence(AboutPresence),
     /// The server is shutting down: flush and end every connection.
     Drain,
     /// In a drain: a worker has sealed everything, and its frames are in this inbox, before this.
@@ -140,6 +143,70 @@ pub enum ToWorker {
     Cut,
     /// The worker ends.
     Stop,
+}
+
+/// What workers tell each other about who is on a channel. It is put together at the home of the `$presence` channel of its name.
+#[derive(Debug)]
+pub enum AboutPresence {
+    /// To the home: a connection wants to know.
+    Ask {
+        /// The channel.
+        name: Arc<str>,
+        /// Its worker.
+        worker: usize,
+        /// To be given back in [`AboutPresence::Answer`].
+        token: usize,
+    },
+    /// Answer to [`AboutPresence::Ask`].
+    Answer {
+        /// Of the request.
+        token: usize,
+        /// One for all who have asked meanwhile.
+        answer: Arc<PresenceAnswer>,
+    },
+    /// From the home: say it once.
+    Say {
+        /// The channel.
+        name: Arc<str>,
+        /// The home.
+        home: usize,
+    },
+    /// From the home: say it now, and whenever it has changed.
+    Watch {
+        /// The channel.
+        name: Arc<str>,
+        /// The home.
+        home: usize,
+    },
+    /// From the home: nobody wants to know any more.
+    Unwatch {
+        /// The channel.
+        name: Arc<str>,
+    },
+    /// To the home: who is on the channel here.
+    Said {
+        /// The channel.
+        name: Arc<str>,
+        /// The worker that says it.
+        worker: usize,
+        /// What it says.
+        part: Part,
+        /// Whether it was asked to by [`AboutPresence::Say`].
+        asked: bool,
+        /// Goes when the home has taken it: the worker says no more before that, so that nothing piles up.
+        under_way: Option<Arc<()>>,
+    },
+}
+
+/// Who is on a channel, for those who have asked.
+#[derive(Debug)]
+pub struct PresenceAnswer {
+    /// The channel.
+    pub name: Arc<str>,
+    /// Who is on it.
+    pub part: Part,
+    /// Where its `$presence` channel stood then, if somebody watches.
+    pub as_of: Option<AsOf>,
 }
 
 /// Whom to tell that an announcement has reached a worker's patterns.
@@ -318,6 +385,28 @@ impl Router {
         work(&mut self.directory.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The worker that is, or would be, the home of the channel of this name.
+    #[must_use]
+    pub fn home_of(&self, name: &str) -> usize {
+        home_of(name, self.workers())
+    }
+
+    /// Opens a channel as [`Directory::open`] does, and has every worker's patterns find the `$presence` channel that may come with
+    /// it. Nobody waits for that.
+    ///
+    /// # Errors
+    /// The channel is new and the server has no room for it.
+    pub fn open(&self, name: &str, role: Role) -> Result<Opened, DirectoryFull> {
+        let opened = self.directory(|directory| directory.open(name, role))?;
+        if let Some(teller) = &opened.teller {
+            for worker in 0..self.workers() {
+                let done = Announced::Task(oneshot::channel().0);
+                self.send(worker, ToWorker::Announce { info: Arc::clone(teller), done });
+            }
+        }
+        Ok(opened)
+    }
+
     /// Sends what is bounded elsewhere. A worker that has ended takes nothing any more.
     pub fn send(&self, worker: usize, message: ToWorker) {
         if let Some(link) = self.links.get(worker) {
@@ -367,7 +456,7 @@ impl Router {
     /// # Errors
     /// The server has no room for the channel.
     pub async fn advertise(&self, name: &str) -> Result<Arc<ChannelInfo>, DirectoryFull> {
-        let opened = self.directory(|directory| directory.open(name, Role::Publisher))?;
+        let opened = self.open(name, Role::Publisher)?;
         if opened.announce {
             for worker in 0..self.workers() {
                 let (done, wait) = oneshot::channel();

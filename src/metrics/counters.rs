@@ -344,6 +344,7 @@ counters! {
     samples_conflated by ConflationCause = "Samples left out because the subscription asked for fewer, by cause, once for each receiver.";
     gaps_sent = "Gap notices that were put into an outbox.";
     heartbeats_sent = "Heartbeats that were put into an outbox.";
+    presence_changes = "Samples on $presence channels that said who had come or gone, or how many there were.";
     errors_sent by ErrorCode = "Error messages that were put into an outbox, by code.";
     bytes_written = "Bytes that the kernel took from outboxes.";
     writes = "Writes to a connection: a system call each, or one for each 16 KiB with TLS.";

@@ -27,8 +27,8 @@ pub enum Request {
     Stats(Stats),
     /// Say who one is, or go on with a new token.
     Auth(Auth),
-    /// Who is on a channel. Answered `unsupported` for now.
-    Presence(Unsupported),
+    /// Who is on a channel.
+    Presence(Presence),
     /// Samples of the past. Answered `unsupported` for now.
     History(Unsupported),
 }
@@ -44,7 +44,8 @@ impl Request {
             Self::Ping(request) => request.id,
             Self::Stats(request) => request.id,
             Self::Auth(request) => request.id,
-            Self::Presence(request) | Self::History(request) => request.id,
+            Self::Presence(request) => request.id,
+            Self::History(request) => request.id,
         }
     }
 }
@@ -124,6 +125,16 @@ pub struct Auth {
     pub id: Option<u64>,
     /// A JSON Web Token.
     pub token: Secret,
+}
+
+/// `presence`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Presence {
+    /// Echoed in the answer.
+    pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
 }
 
 /// A request whose fields are not looked at, because the answer is `unsupported`.
@@ -291,6 +302,22 @@ pub enum Event<'a> {
         /// One ledger for each channel.
         channels: Vec<Ledger>,
     },
+    /// Answer to `presence`.
+    Presence {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The name of the channel.
+        channel: &'a str,
+        /// Connections that receive it.
+        count: usize,
+        /// Who they are, unless they are too many.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        members: Option<&'a [Present]>,
+        /// Where `$presence.NAME` stood then, if somebody watches it.
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        as_of: Option<AsOf>,
+    },
     /// A request failed; the connection lives.
     Error {
         /// Of the request, where it could be read.
@@ -358,6 +385,25 @@ pub struct Position {
     /// The life of its sequence.
     pub epoch: u32,
     /// The newest sequence sent to this connection, or skipped with a `gap`.
+    pub seq: Seq,
+}
+
+/// A connection that receives a channel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Present {
+    /// Its number.
+    pub connection: u64,
+    /// The owner of its `$user.ID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Box<str>>,
+}
+
+/// The last sample of `$presence.NAME` that an answer to `presence` takes into account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AsOf {
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Its sequence; 0 if there was none.
     pub seq: Seq,
 }
 

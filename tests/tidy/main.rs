@@ -24,7 +24,7 @@ mod ladder;
 const LADDER: &[&[&str]] = &[
     &["bucket", "clock", "close", "config/*", "pattern/*", "peer"],
     &["auth/*", "proxy", "wire/*"],
-    &["metrics/*", "reading"],
+    &["metrics/*", "presence", "reading"],
     &[
         "admission/*",
         "hub/batch",
@@ -37,8 +37,8 @@ const LADDER: &[&[&str]] = &[
     ],
     &["hub/channel"],
     &["hub/router"],
-    // Four files of one struct: the data half, the control half, who may do it, and what it tells.
-    &["hub|hub/access|hub/membership|hub/report"],
+    // Five files of one struct: the data half, the control half, who may do it, who is there, and what it tells.
+    &["hub|hub/access|hub/membership|hub/presence|hub/report"],
     &["worker/*", "host/*", "system"],
     &["inbound", "outbound"],
     &["connection"],
