@@ -13,6 +13,7 @@ mod framing;
 mod handshake;
 mod identity;
 mod memory;
+mod presence;
 mod protocol;
 mod shutdown;
 mod slow_subscriber;
