@@ -17,6 +17,7 @@
 
 pub mod admission;
 pub mod auth;
+pub mod broker;
 pub mod bucket;
 pub mod cli;
 pub mod client;

@@ -27,6 +27,7 @@ const LADDER: &[&[&str]] = &[
     &["metrics/*", "reading"],
     &[
         "admission/*",
+        "broker/*",
         "hub/batch",
         "hub/directory",
         "hub/overload",
