@@ -56,6 +56,15 @@ prepare_clippy() {
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 }
 
+# The brokers of the contract tests. Their packages start a service each where there is an init system; the tests use none of it,
+# so a binary that is on the PATH already will do.
+prepare_tests() {
+  local path=$PATH:/usr/sbin name
+  for name in redis-server nats-server; do
+    PATH=$path command -v "$name" >/dev/null || apt_install "$name"
+  done
+}
+
 prepare_deny() {
   cargo_tool cargo-deny "$cargo_deny"
 }
