@@ -14,13 +14,13 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config::Secret;
+use crate::config::{Config, FilePath, Secret};
 
 mod driver;
 mod incoming;
@@ -43,6 +43,9 @@ pub use url::{Url, UrlError};
 
 /// Longest topic, in bytes. NATS takes subjects that fill a control line of 4 KiB; this leaves room for the prefix.
 pub const TOPIC_BYTES_MAX: usize = 1_024;
+
+/// Topics beside those of channels: the nodes' own.
+const OWN_TOPICS_MAX: usize = 4_096;
 
 /// What messages are published on: tokens of ASCII letters, digits, `_`, `-` and `$`, joined by dots. Checked once, so that no
 /// broker is ever handed a wildcard, a space or a line break.
@@ -228,7 +231,35 @@ pub struct BrokerSettings {
 }
 
 impl BrokerSettings {
-    /// The defaults, with reasons in `src/config.rs`, for the broker at `url`.
+    /// What the configuration says (`broker.*`); nothing without a broker.
+    #[must_use]
+    pub fn from_config(config: &Config) -> Option<Self> {
+        let all = &config.broker;
+        if !all.url.is_set() {
+            return None;
+        }
+        let path = |path: &FilePath| path.get().map(Path::to_owned);
+        Some(Self {
+            url: all.url.expose().clone(),
+            password_file: path(&all.password_file),
+            credentials_file: path(&all.credentials_file),
+            ca_file: path(&all.ca_file),
+            // A rule of the configuration says that it is one.
+            prefix: Topic(all.prefix.as_str().into()),
+            outgoing_bytes_max: all.outgoing_bytes_max,
+            // A message costs something beside its bytes, so bytes are bound enough.
+            outgoing_messages_max: usize::MAX,
+            incoming_bytes_max: all.incoming_bytes_max,
+            incoming_messages_max: usize::MAX,
+            topics_max: config.channel.channels_total_max.saturating_add(OWN_TOPICS_MAX),
+            keep_age: all.keep,
+            keep_topic_bytes: all.keep_channel_bytes,
+            keep_total_bytes: all.keep_total_bytes,
+            timeout: all.timeout,
+        })
+    }
+
+    /// For the broker at `url`, with small bounds and the defaults of the configuration otherwise.
     #[must_use]
     pub fn new(url: &str) -> Self {
         Self {
@@ -253,6 +284,18 @@ impl BrokerSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_configuration_without_a_broker_has_none() {
+        let mut config = Config::default();
+        assert!(BrokerSettings::from_config(&config).is_none());
+        config.broker.url = "nats://h".parse().expect("an address");
+        config.broker.ca_file = "c".parse().expect("a path");
+        let settings = BrokerSettings::from_config(&config).expect("there is one");
+        assert_eq!((settings.url.expose(), &*settings.prefix), ("nats://h", "tidewire"));
+        assert_eq!(settings.ca_file.as_deref(), Some(Path::new("c")));
+        assert!(Topic::new(&config.broker.prefix).is_ok());
+    }
 
     #[test]
     fn topics_hold_nothing_that_a_broker_reads_as_more_than_a_name() {

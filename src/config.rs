@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+mod broker_url;
 mod log;
 mod networks;
 mod origins;
@@ -19,6 +20,7 @@ mod setting;
 pub mod file;
 pub mod load;
 
+pub use broker_url::BrokerUrl;
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use networks::{Network, NetworkError, Networks};
 pub use origins::{Origin, OriginError, Origins, is_local};
@@ -172,6 +174,40 @@ settings! {
         /// For trials, in place of the two files: a certificate that this server makes for itself at each start. It is
         /// written here, for clients to trust; its key stays in memory.
         self_signed_file: FilePath = FilePath::default(), "", Any;
+    }
+
+    /// The way to other nodes. Without a broker this is the only one.
+    broker: BrokerConfig {
+        /// The broker: `redis://`, `redis-streams://`, `nats://` or `jetstream://`, each with TLS as `rediss://`,
+        /// `rediss-streams://`, `nats+tls://` and `jetstream+tls://`, then `[USER[:PASSWORD]@]HOST[:PORT]`. Several hosts are
+        /// joined by commas and tried in turn. With a password in it only from the environment or a configuration file that its
+        /// owner alone can read.
+        url: BrokerUrl = BrokerUrl::default(), "", Any;
+        /// A file with the password of that user, which its owner alone can read. Read for each connection.
+        password_file: FilePath = FilePath::default(), "", Any;
+        /// NATS only: a file with a JWT and the seed of an NKEY, which its owner alone can read. Read for each connection.
+        credentials_file: FilePath = FilePath::default(), "", Any;
+        /// With TLS: certificates of the CAs whose broker is trusted (PEM). By default those that this machine trusts.
+        ca_file: FilePath = FilePath::default(), "", Any;
+        /// What the names begin with that the broker sees, so that several systems can share one: nodes with the same are of one
+        /// system.
+        prefix: String = "tidewire".into(), "", Any;
+        /// The longest that connecting may take, and that the broker may leave a question without an answer; then it is tried
+        /// anew. It is asked twice in that time, so that one that is dead or cut off is known as quickly.
+        timeout: Duration = Duration::from_secs(5), "ms", 100..=60_000;
+        /// What may wait to be published while the broker is slow or away. Above, the oldest is dropped, and counted. The default
+        /// is some seconds of what a busy node publishes.
+        outgoing_bytes_max: usize = 16 << 20, "bytes", 1 << 20..=4 << 30;
+        /// What may wait here of what the broker sends. Above, what the broker keeps stays with it until there is room, and of
+        /// the rest the oldest is dropped, and counted.
+        incoming_bytes_max: usize = 32 << 20, "bytes", 1 << 20..=4 << 30;
+        /// How long Streams and JetStream keep messages: how long a client may be away and resume with another node, or a node
+        /// without the broker, and nothing is lost.
+        keep: Duration = Duration::from_secs(60), "ms", 1_000..=WEEK;
+        /// About how much of each channel Redis Streams keep, and how much a node reads of a channel that it begins to follow.
+        keep_channel_bytes: usize = 1 << 20, "bytes", 4 << 10..=1 << 30;
+        /// How much JetStream keeps of all channels together. A stream that is there already keeps its own limits.
+        keep_total_bytes: u64 = 1 << 30, "bytes", 1 << 20..=1 << 44;
     }
 
     /// What one peer may send.
