@@ -24,6 +24,7 @@ pub mod clock;
 pub mod close;
 pub mod config;
 pub mod connection;
+pub mod history;
 pub mod host;
 pub mod http;
 pub mod hub;

@@ -27,6 +27,7 @@ const LADDER: &[&[&str]] = &[
     &["metrics/*", "reading"],
     &[
         "admission/*",
+        "history/*",
         "hub/batch",
         "hub/directory",
         "hub/overload",
