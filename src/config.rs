@@ -229,6 +229,22 @@ settings! {
         frame_samples_max: usize = 4_096, "samples", 1..=SAMPLES;
     }
 
+    /// What channels keep of their past.
+    history: HistorySettings {
+        /// Folder in which history outlasts the server. Without one it is in memory alone. Made if it is not there; no two servers may
+        /// share one.
+        dir: FilePath = FilePath::default(), "", Any;
+        /// The longest that a frame waits to be written to `history.dir`; all that came meanwhile is synced at once. What is lost
+        /// with the power is what was sealed within this and one sync. Shorter costs syncs, which are what a disk has least of.
+        commit_interval: Duration = Duration::from_millis(100), "ms", 1..=60_000;
+        /// Bytes of frames in memory that wait to be safe in `history.dir`; more are not stored. The default is what comes within a
+        /// second at 50 MB/s: a disk that is slow for longer is too slow.
+        in_flight_bytes_max: usize = 64 << 20, "bytes", 1 << 20..=1 << 34;
+        /// Bytes that all files of `history.dir` take. A channel's share is what it keeps; if that is too much for all, the
+        /// oldest goes, whosever it is. Up to half of it may wait to be given back.
+        dir_bytes_max: u64 = 1 << 30, "bytes", 16 << 20..=1 << 44;
+    }
+
     /// What one slow reader may cost, and how it is told.
     outbox: OutboxLimits {
         /// Bytes of data frames that wait for one connection. Worst case for the server: `connections_max` times this.

@@ -735,6 +735,7 @@ mod tests {
                     "trusted_proxies" => "10.0.0.0/8,2001:db8::1",
                     "origins" => "https://a.example,http://b.example:81",
                     "issuer" | "audience" | "cookie" | "certificate_rights" => "some-text",
+                    "dir" => "/var/lib/a b",
                     name if name.ends_with("_file") => "/etc/a b.pem",
                     _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
                     name => panic!("{name} needs another value for this test"),
