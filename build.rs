@@ -3,6 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["proto/tidewire.proto"], ["proto"])?;
     prost_build::Config::new().bytes([".tidewire.v1.Sample.value.bytes"]).compile_fds(descriptors)?;
-    println!("cargo::rerun-if-changed=proto/tidewire.proto");
+    let descriptors = protox::compile(["proto/cluster.proto"], ["proto"])?;
+    prost_build::Config::new().extern_path(".tidewire.v1", "crate::wire::proto").compile_fds(descriptors)?;
+    println!("cargo::rerun-if-changed=proto");
     Ok(())
 }

@@ -56,6 +56,15 @@ prepare_clippy() {
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 }
 
+# The brokers of the contract tests. Their packages start a service each where there is an init system; the tests use none of it,
+# so a binary that is on the PATH already will do.
+prepare_tests() {
+  local path=$PATH:/usr/sbin name
+  for name in redis-server nats-server; do
+    PATH=$path command -v "$name" >/dev/null || apt_install "$name"
+  done
+}
+
 prepare_deny() {
   cargo_tool cargo-deny "$cargo_deny"
 }
@@ -191,6 +200,11 @@ step_load() {
   target/release/loadtest run --duration 3 --tls --token steady
   # The shortest there is: whether the promises hold beside clients that misbehave. A leak takes the usual ten minutes.
   target/release/loadtest soak --duration 20 --json "$logs/soak.json"
+  if command -v redis-server > /dev/null; then
+    target/release/loadtest cluster --brokers redis,seed --duration 1 --json "$logs/cluster.json"
+  else
+    note "loadtest cluster was not run: redis-server is not installed"
+  fi
 }
 
 # --- the run ----------------------------------------------------------------------------------------------------------

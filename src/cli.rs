@@ -73,6 +73,9 @@ struct ServeArgs {
     /// Speak TLS with a certificate of its own making, for trials; it is written to FILE, for `tidewire sub --ca FILE`
     #[arg(long, value_name = "FILE")]
     self_signed: Option<String>,
+    /// The broker that joins this node to others, such as redis://127.0.0.1 or nats://127.0.0.1
+    #[arg(long, value_name = "URL")]
+    broker: Option<String>,
     /// Do not publish the host's telemetry on host.NAME.*
     #[arg(long)]
     no_host_telemetry: bool,
@@ -97,6 +100,7 @@ impl ServeArgs {
             ("--insecure-open", "insecure_open", on(self.insecure_open, "true")),
             ("--enable-echo", "enable_echo", on(self.enable_echo, "true")),
             ("--self-signed", "tls.self_signed_file", self.self_signed.clone()),
+            ("--broker", "broker.url", self.broker.clone()),
             ("--no-host-telemetry", "host_telemetry", on(self.no_host_telemetry, "false")),
             ("--log-format", "log_format", self.log_format.clone()),
             ("--log-filter", "log_filter", self.log_filter.clone()),

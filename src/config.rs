@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+mod broker_url;
 mod history;
 mod log;
 mod networks;
@@ -20,6 +21,7 @@ mod setting;
 pub mod file;
 pub mod load;
 
+pub use broker_url::BrokerUrl;
 pub use history::{Bounds, Exceptions};
 pub use log::{LogFilter, LogFilterError, LogFormat};
 pub use networks::{Network, NetworkError, Networks};
@@ -36,6 +38,10 @@ const WEEK: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// The most samples that any limit allows in one message or frame.
 const SAMPLES: u64 = 1_000_000;
+
+/// Connections on a channel that are told one by one; of more than that only the count. As many as a person looks through, and
+/// an answer of 16 KiB with users of usual length.
+pub const PRESENCE_MEMBERS_MAX: usize = 100;
 
 /// The largest message or frame that any limit allows, in bytes.
 const MESSAGE: u64 = 64 << 20;
@@ -176,6 +182,40 @@ settings! {
         self_signed_file: FilePath = FilePath::default(), "", Any;
     }
 
+    /// The way to other nodes. Without a broker this is the only one.
+    broker: BrokerConfig {
+        /// The broker: `redis://`, `redis-streams://`, `nats://` or `jetstream://`, each with TLS as `rediss://`,
+        /// `rediss-streams://`, `nats+tls://` and `jetstream+tls://`, then `[USER[:PASSWORD]@]HOST[:PORT]`. Several hosts are
+        /// joined by commas and tried in turn. With a password in it only from the environment or a configuration file that its
+        /// owner alone can read.
+        url: BrokerUrl = BrokerUrl::default(), "", Any;
+        /// A file with the password of that user, which its owner alone can read. Read for each connection.
+        password_file: FilePath = FilePath::default(), "", Any;
+        /// NATS only: a file with a JWT and the seed of an NKEY, which its owner alone can read. Read for each connection.
+        credentials_file: FilePath = FilePath::default(), "", Any;
+        /// With TLS: certificates of the CAs whose broker is trusted (PEM). By default those that this machine trusts.
+        ca_file: FilePath = FilePath::default(), "", Any;
+        /// What the names begin with that the broker sees, so that several systems can share one: nodes with the same are of one
+        /// system.
+        prefix: String = "tidewire".into(), "", Any;
+        /// The longest that connecting may take, and that the broker may leave a question without an answer; then it is tried
+        /// anew. It is asked twice in that time, so that one that is dead or cut off is known as quickly.
+        timeout: Duration = Duration::from_secs(5), "ms", 100..=60_000;
+        /// What may wait to be published while the broker is slow or away. Above, the oldest is dropped, and counted. The default
+        /// is some seconds of what a busy node publishes.
+        outgoing_bytes_max: usize = 16 << 20, "bytes", 1 << 20..=4 << 30;
+        /// What may wait here of what the broker sends. Above, what the broker keeps stays with it until there is room, and of
+        /// the rest the oldest is dropped, and counted.
+        incoming_bytes_max: usize = 32 << 20, "bytes", 1 << 20..=4 << 30;
+        /// How long Streams and JetStream keep messages: how long a client may be away and resume with another node, or a node
+        /// without the broker, and nothing is lost.
+        keep: Duration = Duration::from_secs(60), "ms", 1_000..=WEEK;
+        /// About how much of each channel Redis Streams keep, and how much a node reads of a channel that it begins to follow.
+        keep_channel_bytes: usize = 1 << 20, "bytes", 4 << 10..=1 << 30;
+        /// How much JetStream keeps of all channels together. A stream that is there already keeps its own limits.
+        keep_total_bytes: u64 = 1 << 30, "bytes", 1 << 20..=1 << 44;
+    }
+
     /// What one peer may send.
     inbound: InboundLimits {
         /// Largest message, in bytes of payload: exactly that many are taken, one more is 1009. The least lets a
@@ -248,6 +288,18 @@ settings! {
         total_bytes_max: usize = 256 << 20, "bytes", 0..=1 << 40;
         /// Channels with other bounds, by pattern; the first that matches counts. `off` keeps nothing.
         channels: Exceptions = Exceptions::default(), "", Any;
+        /// Folder in which the history outlasts the server, and an `ack` waits until its samples are safe there. Without one it is in memory
+        /// alone. Made if it is not there; no two servers may share one.
+        dir: FilePath = FilePath::default(), "", Any;
+        /// The longest that a frame waits to be written to `dir`; all that came meanwhile is synced at once. What is lost with the power is
+        /// what was sealed within this and one sync. Shorter costs syncs, which are what a disk has least of.
+        commit_interval: Duration = Duration::from_millis(100), "ms", 1..=60_000;
+        /// Bytes of frames in memory that wait to be safe in `dir`; more are not stored. The default is what comes within a
+        /// second at 50 MB/s: a disk that is slow for longer is too slow.
+        in_flight_bytes_max: usize = 64 << 20, "bytes", 1 << 20..=1 << 34;
+        /// Bytes that all files of `dir` take. A channel's share is what it keeps; if that is too much for all, the oldest goes,
+        /// whosever it is. Up to half of it may wait to be given back.
+        dir_bytes_max: u64 = 1 << 30, "bytes", 16 << 20..=1 << 44;
     }
 
     /// What one slow reader may cost, and how it is told.
@@ -322,16 +374,17 @@ impl Config {
     }
 
     /// The largest control message that these limits let arise, in bytes: `subscribed`, `unsubscribed` or `stats` with
-    /// every channel of a connection. An outbox that cannot hold it would end a connection for a fair request.
+    /// every channel of a connection, or `presence` with every member. An outbox that cannot hold it would end a connection for a fair request.
     #[must_use]
     pub fn control_bytes_largest(&self) -> usize {
         /// The numbers of a channel or ledger with their names, at full width.
         const ENTRY_BYTES: usize = 256;
         const ENVELOPE_BYTES: usize = 1_024;
+        // A user is no longer than a name.
         self.channel
             .channel_name_bytes_max
             .saturating_add(ENTRY_BYTES)
-            .saturating_mul(self.channel.channels_max)
+            .saturating_mul(self.channel.channels_max.max(PRESENCE_MEMBERS_MAX))
             .saturating_add(ENVELOPE_BYTES)
     }
 }

@@ -17,6 +17,7 @@ use crate::wire::cursor::{Cursor, Lineage};
 
 pub mod cut;
 pub mod ring;
+pub mod store;
 
 use ring::{Found, Kept, Ring, StreamOf, Summary};
 

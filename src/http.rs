@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 
 use fastwebsockets::upgrade::UpgradeFut;
 use hyper::body::Incoming;
@@ -97,8 +96,12 @@ async fn page(worker: &Rc<Worker>, peer: &Peer, request: Request<Incoming>) -> R
     }
     match path {
         "/healthz" => return text(StatusCode::OK, "ok\n"),
-        "/readyz" if shared.ready.load(Ordering::Relaxed) => return text(StatusCode::OK, "ready\n"),
-        "/readyz" => return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        "/readyz" => {
+            return match shared.readiness.check(worker.now().at) {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            };
+        }
         "/" => return text(StatusCode::OK, INDEX),
         _ => {}
     }

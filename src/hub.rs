@@ -16,6 +16,7 @@ use slab::Slab;
 use crate::clock::{Now, nanos};
 use crate::close::CloseReason;
 use crate::config::Config;
+use crate::durable::Told;
 use crate::history::ring::{Kept, StreamOf};
 use crate::history::{History, RingKey};
 use crate::metrics::{Stage, WorkerMetrics};
@@ -23,26 +24,33 @@ use crate::outbox::Slot;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::memory::FrameMemory;
 use crate::pattern::index::PatternIndex;
-use crate::wire::control::{ErrorCode, Event};
+use crate::wire::control::{ErrorCode, Event, Guarantee};
 use crate::wire::cursor::Lineage;
 use crate::wire::decode::{SampleSpan, ScannedPublish};
+use crate::wire::relay;
 use crate::wire::{ChannelId, Codec, Frame, Seq};
 
 pub mod access;
+mod acks;
 pub mod batch;
 pub mod channel;
 pub mod directory;
 pub mod membership;
+mod mirror;
 pub mod overload;
+mod presence;
 mod replay;
 mod report;
 pub mod router;
 
+use acks::{Acks, Waiting};
 use batch::{BlockRef, ClassKey};
 use channel::{Channel, ClassesFull, DueQueue, Flush, Sealed};
 use directory::ChannelInfo;
-use membership::{Announcing, Join, Member, Request};
+use membership::{Announcing, Join, Member, Request, Waits};
+use mirror::{Mirrors, Quiet};
 use overload::Widening;
+use presence::Presence;
 use replay::Replays;
 use router::{Announced, ForwardedPublish, Publisher, Router, ToWorker};
 
@@ -82,9 +90,17 @@ pub struct Hub {
     patterns: PatternIndex<(usize, usize)>,
     joins: Slab<Join>,
     requests: Slab<Request>,
+    /// What waits for other servers, by the number of the wait.
+    waits: HashMap<u64, Waits>,
+    next_wait: u64,
     announcing: Slab<Announcing>,
+    presence: Presence,
     due: DueQueue,
     widening: Widening,
+    /// The streams of other servers whose home is here.
+    mirrors: Mirrors,
+    /// Channels that other servers have to be told the heads of, once nothing is published.
+    quiet: Quiet,
     /// Classes of which another worker has missed a frame, until it is told.
     behind: HashSet<(ChannelId, ClassKey, usize)>,
     sealed: Vec<Sealed>,
@@ -92,6 +108,7 @@ pub struct Hub {
     history: History,
     /// Who catches up with the past.
     replays: Replays,
+    acks: Acks,
     /// The frames in the outboxes here.
     memory: FrameMemory,
     /// Bytes in control lanes at the last tick.
@@ -125,13 +142,19 @@ impl Hub {
             patterns: PatternIndex::new(),
             joins: Slab::new(),
             requests: Slab::new(),
+            waits: HashMap::new(),
+            next_wait: 0,
             announcing: Slab::new(),
+            presence: Presence::default(),
             due: DueQueue::default(),
             widening,
+            mirrors: Mirrors::default(),
+            quiet: Quiet::default(),
             behind: HashSet::new(),
             sealed: Vec::new(),
             history,
             replays: Replays::default(),
+            acks: Acks::default(),
             memory,
             control_bytes: 0,
             relieved: false,
@@ -248,19 +271,40 @@ impl Hub {
                     }
                     // Whoever waited may have gone.
                     Announced::Task(done) => drop(done.send(())),
+                    Announced::Mirror { home, channel } => {
+                        self.router.send(home, ToWorker::MirrorAnnounced(channel));
+                    }
+                    Announced::Nobody => {}
                 }
             }
             ToWorker::Announced { token, seq } => self.finish_announce(token, seq),
-            ToWorker::Acked { publisher, ack, channel, seq, count } => {
-                self.ack(publisher, ack, channel, seq, count);
+            ToWorker::Acked { guarantee, publisher, ack, channel, seq, count } => {
+                self.ack(channel, Waiting { publisher, ack, seq, count }, guarantee);
             }
+            ToWorker::Durable(told) => self.note_durable(told),
             ToWorker::Head { channel, class, head } => self.note_head(channel, class, head, now),
-            ToWorker::Retire(channel) => {
-                if let Some(ring) = self.channels.remove(&channel).and_then(|channel| channel.ring()) {
-                    self.history.close(ring);
+            ToWorker::Relayed(relayed) => self.relay(*relayed, now),
+            ToWorker::BacklogRead(name) => self.announce_backlog(&name, now),
+            ToWorker::TellHead(name) => self.tell_head(&name, now),
+            ToWorker::MirrorAnnounced(channel) => self.note_mirror_announced(channel, now),
+            ToWorker::Missed { channel, class, upto } => self.note_missed(channel, class, upto, now),
+            ToWorker::Ended { name, epoch } => self.end_mirror(&name, epoch, now),
+            ToWorker::MirrorEnded(channel) => self.end_for_all(channel, now),
+            ToWorker::Arrived(arrival) => self.note_arrived(arrival, now),
+            ToWorker::Retire(info) => {
+                if let Some(gone) = self.channels.remove(&info.id) {
+                    self.note_watchers(gone.info(), false);
+                    if let Some(ring) = gone.ring() {
+                        self.history.close(ring);
+                    }
+                    if let Some((life, durable)) = info.life.as_ref().zip(self.router.durable()) {
+                        durable.forget(life.key);
+                    }
                 }
-                self.refuse_at_end(channel, now);
+                self.refuse_at_end(info.id, now);
+                self.mirrors.forget(&info);
             }
+            ToWorker::Presence(about) => self.handle_presence(about, now),
             ToWorker::Report { buffer, reply } => drop(reply.send(self.report(buffer))),
             ToWorker::List(reply) => drop(reply.send(self.list(now))),
             ToWorker::Revoke(revoked, issued_s) => self.revoke(&revoked, issued_s),
@@ -315,6 +359,8 @@ impl Hub {
             }
         }
         self.limit_control();
+        self.tell_heads(now);
+        self.tick_presence(now);
         for (channel, class, worker) in std::mem::take(&mut self.behind) {
             if let Some(head) = self.channels.get(&channel).and_then(|channel| channel.head(class)) {
                 self.router.send(worker, ToWorker::Head { channel, class, head });
@@ -325,8 +371,12 @@ impl Hub {
     /// Forgets the channels that nobody needs any more. One worker does this for all.
     pub fn sweep(&self, now: Now) {
         let linger = self.config.channel.linger;
-        for info in self.router.directory(|directory| directory.sweep(linger, now.at)) {
-            self.router.send(info.home, ToWorker::Retire(info.id));
+        let gone = self.router.directory(|directory| directory.sweep(linger, now.at));
+        if !gone.is_empty() {
+            self.router.note_changed();
+        }
+        for info in gone {
+            self.router.send(info.home, ToWorker::Retire(info));
         }
     }
 
@@ -337,37 +387,76 @@ impl Hub {
         ack: Option<(Publisher, u64)>,
         now: Now,
     ) {
-        self.channel_at_home(info);
+        self.channel_at_home(info, now);
         let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
         if !self.sealed.is_empty() {
             self.dispatch(info.id, now);
         }
         if let (Some((publisher, ack)), Some(seq)) = (ack, seq) {
-            let count = block.count();
-            if publisher.worker == self.worker {
-                self.ack(publisher, ack, info.id, seq, count);
-            } else {
-                let acked = ToWorker::Acked { publisher, ack, channel: info.id, seq, count };
-                self.router.send(publisher.worker, acked);
+            let waiting = Waiting { publisher, ack, seq, count: block.count() };
+            let safe = info.life.is_some() && self.router.durable().is_some_and(|it| it.is_healthy());
+            if !(safe && self.acks.wait(info.id, waiting)) {
+                self.ack(info.id, waiting, Guarantee::Accepted);
             }
         }
     }
 
+    /// Tells publishers what has become safe, or that nothing does for the time being.
+    fn note_durable(&mut self, told: Told) {
+        match told {
+            Told::Committed(channels) => {
+                for (channel, upto) in channels {
+                    self.ack_upto(channel, upto, Guarantee::Durable);
+                }
+            }
+            Told::Degraded => {
+                for channel in self.acks.channels() {
+                    self.ack_upto(channel, Seq::MAX, Guarantee::Accepted);
+                }
+            }
+        }
+    }
+
+    fn ack_upto(&mut self, channel: ChannelId, upto: Seq, guarantee: Guarantee) {
+        while let Some(waiting) = self.acks.take(channel, upto) {
+            self.ack(channel, waiting, guarantee);
+        }
+    }
+
     /// A channel whose home is here, made with its history if it is new.
-    fn channel_at_home(&mut self, info: &Arc<ChannelInfo>) -> &mut Channel {
+    fn channel_at_home(&mut self, info: &Arc<ChannelInfo>, now: Now) -> &mut Channel {
         self.channels.entry(info.id).or_insert_with(|| {
             let mut channel = Channel::new(Arc::clone(info));
-            if let Some(bounds) = self.config.history.bounds_of(&info.name) {
+            keep_history(&mut channel, &mut self.history, &self.config);
+            if let Some((life, durable)) = info.life.as_ref().zip(self.router.durable()) {
                 let of = StreamOf { channel: info.id, epoch: info.epoch };
-                channel.keep(kept_class(&self.config), self.history.open(of, bounds, Lineage::default()));
+                let stored = durable.begin(&info.name, life.key, self.worker, info.id);
+                for frame in stored.iter().filter(|_| channel.ring().is_some()) {
+                    let times = [frame.flushed_ns, frame.received_ns];
+                    let kept = Kept::from_body(of, frame.first, frame.count, times, &frame.body, now);
+                    channel.ring().into_iter().for_each(|ring| self.history.insert(ring, kept.clone(), now));
+                }
+            }
+            let crosses = self.router.outlet().is_some_and(|outlet| outlet.crosses(&info.name));
+            if crosses && info.origin.is_none() {
+                channel.cross(mirror::crossing_class(&self.config));
             }
             channel
         })
     }
 
     /// Keeps a frame of the class that the history is made of: of all that is published to a channel with a history, once each.
-    fn keep(&mut self, ring: RingKey, frame: &Frame, now: Now) {
-        self.history.insert(ring, Kept::of(frame, now), now);
+    fn keep(&mut self, id: ChannelId, ring: RingKey, frame: &Frame, now: Now) {
+        let kept = Kept::of(frame, now);
+        let life = self.channels.get(&id).and_then(|channel| channel.info().life.as_ref());
+        if let Some((life, durable)) = life.zip(self.router.durable()) {
+            let times = kept.times_ns();
+            if !durable.append(life.key, frame, times) {
+                self.metrics.counters.history_frames_refused += 1;
+                self.ack_upto(id, frame.last, Guarantee::Accepted);
+            }
+        }
+        self.history.insert(ring, kept, now);
     }
 
     /// Works on a channel whose home is here, with what sealing needs; what it seals waits in `sealed` for
@@ -398,6 +487,14 @@ impl Hub {
             let Some(channel) = self.channels.get(&id) else { continue };
             let Some(class) = channel.class(position) else { continue };
             let key = class.key();
+            if class.crosses()
+                && let Some(outlet) = self.router.outlet()
+            {
+                let info = channel.info();
+                outlet.publish(&info.name, relay::payload(outlet.node(), info.epoch, &frame, now));
+                self.metrics.counters.relays_sent += 1;
+                self.quiet.note_sent(id, now.at);
+            }
             let ring = channel.ring().filter(|_| class.is_kept());
             let mut here = false;
             for worker in class.workers() {
@@ -410,7 +507,7 @@ impl Hub {
             }
             if let Some(ring) = ring {
                 has_kept = true;
-                self.keep(ring, &frame, now);
+                self.keep(id, ring, &frame, now);
             }
             if here {
                 self.hand_out(key, frame, now);
@@ -494,21 +591,29 @@ impl Hub {
         }
     }
 
-    fn ack(&self, publisher: Publisher, ack: u64, channel: ChannelId, seq: Seq, count: u32) {
+    fn ack(&self, channel: ChannelId, waiting: Waiting, guarantee: Guarantee) {
+        let Waiting { publisher, ack, seq, count } = waiting;
+        if publisher.worker != self.worker {
+            let acked = ToWorker::Acked { guarantee, publisher, ack, channel, seq, count };
+            self.router.send(publisher.worker, acked);
+            return;
+        }
         // The connection may have gone, and its place may be another's by now.
         let member = self.members.get(publisher.member).filter(|member| member.id.0 == publisher.connection);
         if let Some(member) = member {
-            member.handle.push_event(&Event::Ack { id: ack, channel: channel.0, seq, count });
+            member.handle.push_event(&Event::Ack { id: ack, channel: channel.0, seq, count, guarantee });
         }
     }
 
     fn note_head(&self, channel: ChannelId, class: ClassKey, head: Seq, now: Now) {
+        self.for_receivers(channel, class, |receiver| {
+            receiver.handle.outbox().borrow_mut().note_head(receiver.slot, head, now);
+        });
+    }
+
+    fn for_receivers(&self, channel: ChannelId, class: ClassKey, work: impl Fn(&Receiver)) {
         let Some(receivers) = self.receivers.get(&channel) else { return };
-        for (_, list) in receivers.classes.iter().filter(|(key, _)| *key == class) {
-            for receiver in list {
-                receiver.handle.outbox().borrow_mut().note_head(receiver.slot, head, now);
-            }
-        }
+        receivers.classes.iter().filter(|(key, _)| *key == class).flat_map(|(_, list)| list).for_each(work);
     }
 
     /// Seals everything, and tells every worker.
@@ -550,7 +655,7 @@ impl Hub {
         worker: usize,
         now: Now,
     ) -> Result<Seq, ClassesFull> {
-        self.channel_at_home(info);
+        self.channel_at_home(info, now);
         let classes_max = self.config.channel.classes_max;
         let seq = self.with_channel(info.id, now, |channel, flush| match from {
             Some(from) => channel.switch(from, to, worker, classes_max, flush),
@@ -561,6 +666,9 @@ impl Hub {
         if let Some(from) = from {
             self.leave_at_home(info.id, from, worker);
         }
+        if presence::tells(info) && matches!(seq, Some(Ok(_))) {
+            self.note_watchers(info, true);
+        }
         seq.unwrap_or(Err(ClassesFull))
     }
 
@@ -570,8 +678,11 @@ impl Hub {
     }
 
     fn leave_at_home(&mut self, channel: ChannelId, class: ClassKey, worker: usize) {
-        if let Some(channel) = self.channels.get_mut(&channel) {
-            channel.leave(class, worker);
+        let Some(channel) = self.channels.get_mut(&channel) else { return };
+        channel.leave(class, worker);
+        if presence::tells(channel.info()) && channel.receivers() == 0 {
+            let info = Arc::clone(channel.info());
+            self.note_watchers(&info, false);
         }
     }
 }
@@ -580,6 +691,17 @@ impl Hub {
 fn kept_class(config: &Config) -> ClassKey {
     let delay_ms = u32::try_from(config.batch.window.as_millis()).unwrap_or(u32::MAX);
     ClassKey { codec: Codec::Protobuf, delay_ms, interval_us: None, newest_only: false }
+}
+
+/// Gives a new channel its history, if it is to have one.
+fn keep_history(channel: &mut Channel, history: &mut History, config: &Config) {
+    let info = channel.info();
+    if let Some(bounds) = config.history.bounds_of(&info.name) {
+        let of = StreamOf { channel: info.id, epoch: info.epoch };
+        let ancestors = info.life.iter().flat_map(|life| &life.lineage);
+        let lineage = Lineage(ancestors.map(|ancestor| (ancestor.epoch, ancestor.last)).collect());
+        channel.keep(kept_class(config), history.open(of, bounds, lineage));
+    }
 }
 
 /// A request failed.

@@ -323,6 +323,10 @@ impl Handling<'_> {
                 let outcome = self.worker.hub.borrow_mut().advertise(member, id, &name, now).map(drop);
                 self.after_request(id, outcome)
             }
+            Action::Presence { id, name } => {
+                let outcome = self.worker.hub.borrow_mut().presence(member, id, &name);
+                self.after_request(id, outcome)
+            }
             Action::Auth { id, token } => self.authenticate(member, id, &token),
             Action::Ping { id, client_ns } => {
                 let (received_ns, sent_ns) = (Digits(now.wall_ns), Digits(self.worker.now().wall_ns));

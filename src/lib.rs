@@ -18,13 +18,16 @@
 
 pub mod admission;
 pub mod auth;
+pub mod broker;
 pub mod bucket;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod close;
+pub mod cluster;
 pub mod config;
 pub mod connection;
+pub mod durable;
 pub mod history;
 pub mod host;
 pub mod http;
@@ -36,8 +39,10 @@ pub mod outbound;
 pub mod outbox;
 pub mod pattern;
 pub mod peer;
+pub mod presence;
 pub mod proxy;
 pub mod publisher;
+pub mod readiness;
 pub mod reading;
 pub mod server;
 pub mod session;

@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 
 pub use counters::{
     By, ConflationCause, Counters, DropReason, Family, FlushCause, HandshakeRefusal, HistoryEviction, Label,
-    SocketRefusal, TlsFailure,
+    RelayRefusal, SocketRefusal, TlsFailure,
 };
 
 mod counters;
@@ -61,6 +61,8 @@ pub enum Stage {
     OutboxWait,
     /// Received to handed to the kernel: the server's own total.
     ServerTotal,
+    /// Flushed by another server to received from the broker here: the broker, and the difference of the clocks.
+    BrokerHop,
     /// Received to arrival, by the clients that report it: includes the network and the difference of the clocks.
     Arrival,
     /// How late the event loop ran what was due.
@@ -77,11 +79,12 @@ pub enum Stage {
 
 impl Stage {
     /// Every stage, in the order of their index.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::SourceToReceived,
         Self::BatchWait,
         Self::OutboxWait,
         Self::ServerTotal,
+        Self::BrokerHop,
         Self::Arrival,
         Self::LoopLag,
         Self::FlushLateness,
@@ -105,6 +108,7 @@ impl Stage {
             Self::BatchWait => "batch_wait",
             Self::OutboxWait => "outbox_wait",
             Self::ServerTotal => "server_total",
+            Self::BrokerHop => "broker_hop",
             Self::Arrival => "arrival",
             Self::LoopLag => "loop_lag",
             Self::FlushLateness => "flush_lateness",
@@ -126,6 +130,9 @@ impl Stage {
             Self::ServerTotal => {
                 "From a sample's receipt to its handing to the kernel, for each receiver: the server's own part."
             }
+            Self::BrokerHop => {
+                "From the flush of a frame by another server to its receipt from the broker, by two clocks."
+            }
             Self::Arrival => "From a sample's receipt to its arrival, by the clients that report it.",
             Self::LoopLag => "How late the event loop of a worker ran what was due.",
             Self::FlushLateness => "How long after its deadline a batch was flushed.",
@@ -143,6 +150,7 @@ impl Stage {
             | Self::BatchWait
             | Self::OutboxWait
             | Self::ServerTotal
+            | Self::BrokerHop
             | Self::Arrival
             | Self::LoopLag
             | Self::FlushLateness
@@ -264,6 +272,13 @@ impl WorkerMetrics {
             self.counters.samples_source_ahead += n;
         } else {
             self.record(Stage::SourceToReceived, received_ns - source_ns, n);
+        }
+    }
+
+    /// A frame that another server flushed at `flushed_ns` has come; both times are wall clocks, of which the other may be ahead.
+    pub fn record_hop(&mut self, flushed_ns: u64, received_ns: u64) {
+        if flushed_ns <= received_ns {
+            self.record(Stage::BrokerHop, received_ns - flushed_ns, 1);
         }
     }
 

@@ -824,11 +824,22 @@ impl Outbox {
         }
     }
 
+    /// Samples up to this sequence have not come from another server, and will not.
+    pub fn note_missed(&mut self, slot: Slot, upto: Seq, now: Now) {
+        self.account_missing(slot, upto + 1, GapReason::Broker, now);
+    }
+
     /// Everything before `next` that has not come is missing.
     fn account_hole(&mut self, slot: Slot, next: Seq, now: Now) {
+        if let Some(reason) = self.slots.get(slot as usize).map(|state| state.options.hole) {
+            self.account_missing(slot, next, reason, now);
+        }
+    }
+
+    fn account_missing(&mut self, slot: Slot, next: Seq, reason: GapReason, now: Now) {
         let Some(state) = self.slots.get_mut(slot as usize) else { return };
         if next > state.next {
-            let (from, reason) = (state.next, state.options.hole);
+            let from = state.next;
             state.next = next;
             self.account_loss(slot, reason, from, next - 1, next - from, now);
         }
@@ -845,7 +856,7 @@ impl Outbox {
                 state.conflated += count;
                 self.totals.rate_limited += count;
             }
-            GapReason::Slow | GapReason::History => {
+            GapReason::Slow | GapReason::History | GapReason::Broker => {
                 state.dropped += count;
                 self.totals.dropped_other += count;
             }

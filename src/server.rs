@@ -19,9 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::auth::keyring::Keyring;
+use crate::broker::BrokerSettings;
 use crate::clock::nanos;
+use crate::cluster;
 use crate::config::Config;
 use crate::config::file::Stamp;
+use crate::durable::Durable;
 use crate::http;
 use crate::hub::router::{Router, ToWorker};
 use crate::metrics::Stage;
@@ -67,6 +70,7 @@ pub struct Server {
     keys: Keyring,
     keys_stamp: Option<Stamp>,
     tls: Option<Arc<Tls>>,
+    broker: Option<BrokerSettings>,
 }
 
 impl Server {
@@ -80,12 +84,13 @@ impl Server {
         keys::pass_over(&keys);
         gate::certificate_rights(&config)
             .map_err(|reason| io::Error::other(format!("auth.certificate_rights: {reason}")))?;
+        let broker = BrokerSettings::from_config(&config);
         let listener = listen(config.listen, &config)?;
         let admin = config.admin.listen.map(|address| listen(address, &config)).transpose()?;
         // The last: a trial writes its certificate, which must not be over that of a server that has the port.
         let tls =
             Tls::from_settings(&config.tls, config.listen.ip()).map_err(io::Error::other)?.map(Arc::new);
-        Ok(Self { listener, admin, config, keys, keys_stamp, tls })
+        Ok(Self { listener, admin, config, keys, keys_stamp, tls, broker })
     }
 
     /// What it speaks TLS with, if it does.
@@ -123,11 +128,14 @@ impl Server {
         shared.tls = self.tls;
         shared.gate.replace_keys(self.keys);
         let shared = Arc::new(shared);
+        let durable = open_history(&shared)?;
+        // Before anybody connects: the hubs have to know from the start whom they publish for.
+        let cluster = self.broker.map(|settings| cluster::join(settings, &shared)).transpose()?;
         let (ended, mut failed) = mpsc::channel(config.workers);
         let threads = start_workers(&shared, inboxes, &ended)?;
         let listener = watched(self.listener)?;
         let admin = self.admin.map(watched).transpose()?;
-        shared.ready.store(true, Ordering::Relaxed);
+        shared.readiness.set_serving(true);
 
         let accept_admin = async {
             if let Some(admin) = &admin {
@@ -144,7 +152,13 @@ impl Server {
             }
         };
         let watch = async { tokio::join!(watch_keys, watch_certificates) };
-        let mut background = pin!(async { tokio::join!(accept, accept_admin, publish, log, watch) });
+        let broker = cluster.as_ref().map(cluster::Cluster::broker);
+        let share = async {
+            if let Some(cluster) = cluster {
+                cluster::run(cluster, &shared).await;
+            }
+        };
+        let mut background = pin!(async { tokio::join!(accept, accept_admin, publish, log, watch, share) });
         tokio::select! {
             _ = &mut background => {}
             () = shutdown => {}
@@ -154,7 +168,7 @@ impl Server {
             }
         }
         tracing::info!(connections = shared.connections.load(Ordering::Relaxed), "draining");
-        shared.ready.store(false, Ordering::Relaxed);
+        shared.readiness.set_serving(false);
         let all = 0..router.workers();
         all.clone().for_each(|worker| router.send(worker, ToWorker::Drain));
         let drained = async {
@@ -175,10 +189,35 @@ impl Server {
             }
         }
         all.for_each(|worker| router.send(worker, ToWorker::Stop));
-        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())))
-            .await
-            .map_err(io::Error::other)
+        let end = move || {
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            // What the workers have sealed last is with the broker's thread by now, which sends it before it ends.
+            if let Some(broker) = broker {
+                broker.join();
+            }
+            if let Some(durable) = durable {
+                durable.close();
+            }
+        };
+        tokio::task::spawn_blocking(end).await.map_err(io::Error::other)
     }
+}
+
+/// The history on the disk, if there is to be one.
+fn open_history(shared: &Arc<Shared>) -> io::Result<Option<Arc<Durable>>> {
+    let config = &shared.config;
+    let Some(dir) = config.history.dir.get() else { return Ok(None) };
+    let router = Arc::downgrade(&shared.router);
+    let tell = move |worker, told| {
+        if let Some(router) = router.upgrade() {
+            router.send(worker, ToWorker::Durable(told));
+        }
+    };
+    let durable = Durable::open(dir, config, Box::new(tell))
+        .map_err(|why| io::Error::other(format!("history.dir = \"{}\": {why}", config.history.dir)))?;
+    let durable = Arc::new(durable);
+    shared.router.set_durable(Arc::clone(&durable));
+    Ok(Some(durable))
 }
 
 /// A listener at an address.

@@ -15,7 +15,7 @@ use crate::history::Past;
 use crate::pattern::{self, Pattern, PatternError};
 use crate::wire::codec::{self, ChannelRef};
 use crate::wire::control::{
-    ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Since, Subscribe, Unsupported,
+    ARRIVALS_MAX, Auth, Digits, ErrorCode, Policy, REQUEST_ID_MAX, Request, Since, Subscribe,
 };
 use crate::wire::cursor::Cursor;
 use crate::wire::{ChannelId, Codec};
@@ -94,6 +94,13 @@ pub enum Action {
         id: Option<u64>,
         /// Latencies to record.
         arrival_ns: Vec<u64>,
+    },
+    /// Say who is on a channel.
+    Presence {
+        /// Of the request.
+        id: Option<u64>,
+        /// Its name, checked.
+        name: String,
     },
     /// Samples, from a codec that is not protobuf, as the protobuf message that they are relayed as.
     Publish {
@@ -401,7 +408,11 @@ impl Session {
                 Ok(Action::Stats { id, arrival_ns: stats.arrival_ns })
             }
             Request::Auth(Auth { id, token }) => self.handle_auth(id, token, now),
-            Request::Presence(Unsupported { id }) => Err(unsupported(id, "presence")),
+            Request::Presence(request) => {
+                pattern::check_name(&request.channel, self.config.channel.channel_name_bytes_max)
+                    .map_err(|error| bad_channel(id, &request.channel, error))?;
+                Ok(Action::Presence { id, name: request.channel })
+            }
             Request::History(request) => {
                 pattern::check_name(&request.channel, self.config.channel.channel_name_bytes_max)
                     .map_err(|error| bad_channel(id, &request.channel, error))?;
@@ -547,10 +558,6 @@ fn unauthorized(id: Option<u64>) -> Refusal {
         message: "send {\"type\":\"auth\",\"token\":TOKEN} before anything else, or bring the token in the handshake".into(),
         reason: CloseReason::Unauthenticated,
     }
-}
-
-fn unsupported(id: Option<u64>, what: &str) -> Refusal {
-    Refusal::error(id, ErrorCode::Unsupported, format!("type {what:?} is not in this version"))
 }
 
 /// The longest part of a peer's own text that an error repeats.

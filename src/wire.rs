@@ -11,6 +11,7 @@ pub mod control;
 pub mod cursor;
 pub mod decode;
 pub mod encode;
+pub mod relay;
 pub mod seal;
 pub mod ws;
 

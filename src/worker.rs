@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use crate::metrics::WorkerMetrics;
 use crate::metrics::latency::LatencyLog;
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::ready::{Place, ReadyList};
+use crate::readiness::Readiness;
 use crate::tls::Tls;
 use crate::wire::control::{Digits, Event};
 use crate::wire::{ConnectionId, ws};
@@ -56,7 +57,7 @@ pub struct Shared {
     /// When the server started.
     pub started: Instant,
     /// Whether new connections are welcome.
-    pub ready: AtomicBool,
+    pub readiness: Readiness,
     /// Upgraded connections.
     pub connections: AtomicUsize,
     next_connection: AtomicU64,
@@ -83,7 +84,7 @@ impl Shared {
             router,
             tls: None,
             started: clock.now().at,
-            ready: AtomicBool::new(false),
+            readiness: Readiness::default(),
             connections: AtomicUsize::new(0),
             next_connection: AtomicU64::new(1),
             door,

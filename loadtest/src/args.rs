@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::access::AccessArgs;
+use crate::cluster::{ClusterArgs, SeedNodeArgs};
 use crate::compare::CompareArgs;
 use crate::peers::{PeersArgs, SpinArgs};
 use crate::report::ReportArgs;
@@ -41,6 +42,11 @@ pub(crate) enum Command {
     Soak(Box<SoakArgs>),
     /// Measure Tidewire beside other servers: what scripts/peers.sh calls
     Peers(PeersArgs),
+    /// Measure servers that share a broker, each broker in turn, and the way of one message per sample beside them
+    Cluster(Box<ClusterArgs>),
+    /// A server of that other way
+    #[command(hide = true)]
+    SeedNode(SeedNodeArgs),
     /// Keep a CPU awake
     #[command(hide = true)]
     Spin(SpinArgs),

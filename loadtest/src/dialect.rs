@@ -7,6 +7,7 @@
 //! once for a sample.
 
 mod deframe;
+mod json;
 mod mqtt;
 mod nats;
 mod raw;
@@ -17,6 +18,7 @@ use crate::ledger::Ledger;
 use crate::measure::Recorder;
 use crate::ws::{Connection, Ended, Endpoint, Opcode, SETUP_TIMEOUT, write_frame};
 
+pub(crate) use self::json::JsonSample;
 use self::mqtt::Mqtt;
 use self::nats::Nats;
 use self::sample::Sample;
@@ -35,6 +37,8 @@ pub(crate) enum Dialect {
     Nats,
     /// MQTT 3.1.1, QoS 0, within binary messages.
     Mqtt,
+    /// WebSocket: a text message of JSON on `/pub` goes to everyone on `/sub`.
+    Json,
 }
 
 /// The subject or topic of the peers that have one: short, so that it costs little beside the sample.
@@ -53,13 +57,13 @@ impl Dialect {
         match self {
             Self::Tidewire => Some("tidewire.v1"),
             Self::Mqtt => Some("mqtt"),
-            Self::Raw | Self::Bare | Self::Nats => None,
+            Self::Raw | Self::Bare | Self::Nats | Self::Json => None,
         }
     }
 
     /// Where a connection is opened that only opens: it subscribes to nothing.
     pub(crate) fn endpoint_to_open(self, endpoint: &Endpoint) -> Endpoint {
-        if self == Self::Raw { endpoint.with_path("/pub") } else { endpoint.clone() }
+        if matches!(self, Self::Raw | Self::Json) { endpoint.with_path("/pub") } else { endpoint.clone() }
     }
 
     /// Connects and says what comes before the role is known.
@@ -74,7 +78,7 @@ impl Dialect {
             Self::Tidewire | Self::Nats | Self::Mqtt => {
                 Connection::open(endpoint, self.subprotocol(), receive_buffer_bytes)
             }
-            Self::Raw => {
+            Self::Raw | Self::Json => {
                 let endpoint = endpoint.with_path(if publishes { "/pub" } else { "/sub" });
                 Connection::open(&endpoint, None, receive_buffer_bytes)
             }
@@ -95,6 +99,7 @@ enum Format {
     Raw,
     Nats(Nats),
     Mqtt(Mqtt),
+    Json,
 }
 
 /// The reading side of a conversation with a peer.
@@ -110,6 +115,7 @@ impl Peer {
             Dialect::Tidewire | Dialect::Raw | Dialect::Bare => Format::Raw,
             Dialect::Nats => Format::Nats(Nats::default()),
             Dialect::Mqtt => Format::Mqtt(Mqtt::default()),
+            Dialect::Json => Format::Json,
         };
         Self { dialect, format }
     }
@@ -136,7 +142,7 @@ impl Peer {
         buffer: &mut [u8],
     ) -> Result<(), Ended> {
         let hello = match &self.format {
-            Format::Raw => return Ok(()),
+            Format::Raw | Format::Json => return Ok(()),
             Format::Nats(_) => nats::hello(role == Role::Subscriber),
             Format::Mqtt(_) => mqtt::connect(),
         };
@@ -178,7 +184,7 @@ impl Peer {
 
     fn is_ready(&self) -> bool {
         match &self.format {
-            Format::Raw => true,
+            Format::Raw | Format::Json => true,
             Format::Nats(nats) => nats.is_ready,
             Format::Mqtt(mqtt) => mqtt.is_ready,
         }
@@ -233,6 +239,7 @@ impl Peer {
             Format::Raw => raw::each(bytes, out, on_sample),
             Format::Nats(nats) => nats.each(bytes, out, on_sample),
             Format::Mqtt(mqtt) => mqtt.each(bytes, out, on_sample),
+            Format::Json => json::each(bytes, out, on_sample),
         }
     }
 }
@@ -292,7 +299,7 @@ impl Outgoing {
         let mut peer = Peer::new(dialect);
         peer.introduce(&mut connection, Role::Publisher, &mut [], buffer)?;
         let (prefix, suffix) = match dialect {
-            Dialect::Tidewire | Dialect::Raw => (Vec::new(), &b""[..]),
+            Dialect::Tidewire | Dialect::Raw | Dialect::Json => (Vec::new(), &b""[..]),
             Dialect::Bare => (raw::header(payload_bytes), &b""[..]),
             Dialect::Nats => (nats::publish_head(payload_bytes), &b"\r\n"[..]),
             Dialect::Mqtt => (mqtt::publish_head(payload_bytes), &b""[..]),
@@ -311,6 +318,14 @@ impl Outgoing {
                 for _ in 0..count {
                     let unit = self.next_unit(source_ns);
                     connection.queue(Opcode::Binary, unit.len(), |out| out.copy_from_slice(unit));
+                }
+            }
+            Dialect::Json => {
+                for _ in 0..count {
+                    self.seq += 1;
+                    let sample = Sample { source_ns, seq: self.seq, publisher: self.publisher };
+                    let text = json::text(&sample, self.payload_bytes);
+                    connection.queue(Opcode::Text, text.len(), |out| out.copy_from_slice(text.as_bytes()));
                 }
             }
             Dialect::Bare => {
@@ -396,6 +411,9 @@ mod tests {
                     }
                     bytes.extend(frame(0x82, &packets));
                 }
+                Dialect::Json => group.iter().for_each(|sample| {
+                    bytes.extend(frame(0x81, json::text(sample, payload_bytes).as_bytes()));
+                }),
                 _ => group.iter().for_each(|sample| bytes.extend(frame(0x82, &payload(sample)))),
             }
         }
@@ -420,7 +438,7 @@ mod tests {
         Ok((got, carry.len()))
     }
 
-    const PEERS: [Dialect; 4] = [Dialect::Raw, Dialect::Bare, Dialect::Nats, Dialect::Mqtt];
+    const PEERS: [Dialect; 5] = [Dialect::Raw, Dialect::Bare, Dialect::Nats, Dialect::Mqtt, Dialect::Json];
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]

@@ -92,7 +92,8 @@ impl Finished {
     /// Figures of each window, and the books of all.
     pub(crate) fn into_outcome(self, scenario: &Scenario) -> Result<Outcome, String> {
         let Self { times, published, readouts, others, intervals, snapshots, stages, churned } = self;
-        let Published { sent, heads: _, refused, refusals, ended: mut reasons } = published;
+        let Published { sent, heads: _, heads_by_epoch: _, refused, refusals, ended: mut reasons } =
+            published;
         let mut account = Account::default();
         let mut arrived = vec![0; times.windows.len()];
         for readout in readouts {

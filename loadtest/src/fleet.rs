@@ -72,7 +72,8 @@ impl Times {
         (self.phases[index].0, self.windows[index].to_ns)
     }
 
-    fn schedule(&self, scenario: &Scenario) -> Schedule {
+    /// When messages are due.
+    pub(crate) fn schedule(&self, scenario: &Scenario) -> Schedule {
         let per_s = match scenario.load {
             Load::Scheduled { per_s } | Load::Closed { per_s } => per_s,
             Load::Saturating { .. } | Load::Silent => return Schedule::new(Vec::new()),
@@ -234,7 +235,7 @@ impl Fleet {
 }
 
 /// Opens connections on a few threads: in order, or the first reason why not.
-fn open_many<T: Send>(
+pub(crate) fn open_many<T: Send>(
     count: usize,
     interrupted: &AtomicBool,
     open: impl Fn(usize, &mut [u8]) -> Result<T, String> + Sync,
@@ -274,7 +275,8 @@ fn open_many<T: Send>(
 /// A defect of this program.
 pub(crate) const PANICKED: &str = "a thread of the generator panicked";
 
-fn spawn<T: Send + 'static>(
+/// Starts a thread with a name.
+pub(crate) fn spawn<T: Send + 'static>(
     name: String,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, String> {

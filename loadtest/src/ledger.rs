@@ -62,6 +62,11 @@ impl Ledger {
         self.announced += count;
     }
 
+    /// The life of the sequence.
+    pub(crate) const fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
     /// Sequence of the first sample that was to come.
     pub(crate) const fn first(&self) -> u64 {
         self.first

@@ -6,6 +6,7 @@ mod args;
 mod bottleneck;
 mod churn;
 mod clock;
+mod cluster;
 mod codecs;
 mod compare;
 mod control;
@@ -72,6 +73,8 @@ fn main() -> ExitCode {
         None => session::run_all(&RunArgs::parse_from(["loadtest"])),
         Some(Command::Run(args)) => session::run_all(&args),
         Some(Command::Soak(args)) => soak::run(&args),
+        Some(Command::Cluster(args)) => cluster::run_all(&args),
+        Some(Command::SeedNode(args)) => cluster::seed_node(&args).map(|()| true),
         Some(Command::Peers(args)) => peers::run_all(&args),
         Some(Command::Spin(args)) => peers::spin(&args),
         Some(Command::Scenarios(args)) => print_scenarios(&args).map(|()| true),

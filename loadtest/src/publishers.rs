@@ -199,6 +199,8 @@ pub(crate) struct Published {
     pub sent: Vec<Sent>,
     /// Newest sequence of each channel whose last message was acknowledged.
     pub heads: Heads,
+    /// The same by epoch, which names a channel's life on every server: numbers are each server's own.
+    pub heads_by_epoch: Heads,
     /// Samples that the server did not take.
     pub refused: u64,
     /// What it said about that, and how often.
@@ -442,7 +444,7 @@ impl Fleet<'_> {
     }
 
     fn into_published(self, load: Load) -> Published {
-        let mut heads = Heads::new();
+        let (mut heads, mut heads_by_epoch) = (Heads::new(), Heads::new());
         let (mut refused, mut ended) = (0, Vec::new());
         for mut publisher in self.publishers {
             if load == Load::Silent {
@@ -451,6 +453,7 @@ impl Fleet<'_> {
             match (publisher.taken(), publisher.head) {
                 (Some(taken), Some(head)) => {
                     heads.insert(publisher.channel.channel, head);
+                    heads_by_epoch.insert(publisher.channel.epoch, head);
                     refused += publisher.sent.saturating_sub(taken);
                 }
                 _ => ended.push(publisher.ended.unwrap_or_else(|| {
@@ -458,6 +461,6 @@ impl Fleet<'_> {
                 })),
             }
         }
-        Published { sent: self.sent, heads, refused, refusals: self.refusals, ended }
+        Published { sent: self.sent, heads, heads_by_epoch, refused, refusals: self.refusals, ended }
     }
 }

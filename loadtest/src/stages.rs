@@ -28,7 +28,7 @@ impl Page {
     pub(crate) fn of(endpoint: &Endpoint, dialect: Dialect) -> Self {
         match dialect {
             Dialect::Tidewire => Self::fetch(endpoint).unwrap_or_default(),
-            Dialect::Raw | Dialect::Bare | Dialect::Nats | Dialect::Mqtt => Self::default(),
+            Dialect::Raw | Dialect::Bare | Dialect::Nats | Dialect::Mqtt | Dialect::Json => Self::default(),
         }
     }
 

@@ -124,6 +124,23 @@ impl Subscriber {
         Ok(Self { connection, books, peer: Some(peer) })
     }
 
+    /// Blocks until it knows of so many channels: where another server publishes them, news of them may take a while.
+    pub(crate) fn wait_for_channels(&mut self, count: usize, buffer: &mut [u8]) -> Result<(), Ended> {
+        let Self { connection, books, .. } = self;
+        if books.ledgers.len() >= count {
+            return Ok(());
+        }
+        connection.wait_for(buffer, |message| {
+            books.on_message(message, None)?;
+            Ok((books.ledgers.len() >= count).then_some(()))
+        })
+    }
+
+    /// The number and the epoch of each channel.
+    pub(crate) fn channels(&self) -> Vec<(u32, u32)> {
+        self.books.ledgers.iter().map(|(channel, ledger)| (*channel, ledger.epoch())).collect()
+    }
+
     /// Sends a close frame and goes, without waiting for the answer.
     pub(crate) fn leave(mut self) -> io::Result<()> {
         /// RFC 6455, section 7.4.1: normal closure.

@@ -113,7 +113,7 @@ fn label(file: &RunFile, result: &ScenarioResult, index: usize) -> String {
 }
 
 /// Columns as wide as they need to be: names to the left, figures to the right.
-fn aligned<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(crate) fn aligned<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let head = columns.map(str::to_owned);
     let rows: Vec<[String; N]> = std::iter::once(head).chain(rows).collect();
     let mut widths = [0; N];

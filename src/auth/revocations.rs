@@ -79,6 +79,12 @@ impl Revocations {
         Ok(())
     }
 
+    /// All of them, each with the second that it counts until.
+    #[must_use]
+    pub fn list(&self) -> Vec<(Revoked, u64)> {
+        self.entries.iter().map(|(revoked, entry)| (revoked.clone(), entry.until_issued_s)).collect()
+    }
+
     /// Whether an identity is shut out.
     #[must_use]
     pub fn cover(&self, identity: &Identity) -> bool {

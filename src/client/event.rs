@@ -324,7 +324,13 @@ mod tests {
                 Event::Gap(Gap { channel: 3, from: 10, to: 20, count: 11, reason: "slow".into() }),
             ),
             (
-                control::Event::Ack { id: 9, channel: 3, seq: 101, count: 4 },
+                control::Event::Ack {
+                    id: 9,
+                    channel: 3,
+                    seq: 101,
+                    count: 4,
+                    guarantee: control::Guarantee::Accepted,
+                },
                 Event::Ack(Ack { id: 9, channel: 3, seq: 101, count: 4 }),
             ),
             (

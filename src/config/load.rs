@@ -176,7 +176,7 @@ impl Layers {
             };
             if !seen.insert(index) {
                 let reason = format!("{path} is given twice; keep one");
-                let value = (!KEYS[index].is_secret()).then(|| quoted(value));
+                let value = (!KEYS[index].hides(Given::Text(value))).then(|| quoted(value));
                 self.report(Place::Flags, subject, value, reason);
                 continue;
             }
@@ -205,7 +205,8 @@ impl Layers {
     /// Takes a value for a key, or reports it.
     fn offer(&mut self, index: usize, place: Place, subject: String, value: String, given: Given<'_>) {
         let key = &KEYS[index];
-        self.origins[index] = if key.is_secret() && place == Place::Flags {
+        let hides = key.hides(given);
+        self.origins[index] = if hides && place == Place::Flags {
             let remedy = format!(
                 "every user of the machine can read the command line; set {} or a file instead",
                 key.variable()
@@ -215,7 +216,7 @@ impl Layers {
         } else if (key.set)(&mut self.config, given) {
             Origin::Given { place, subject }
         } else {
-            let value = (!key.is_secret()).then_some(value);
+            let value = (!hides).then_some(value);
             self.report(place, subject, value, format!("give {}", key.expected()));
             Origin::Refused
         };
@@ -223,7 +224,10 @@ impl Layers {
 
     /// Others than its owner can read the file `name`: there may be no secret in it.
     fn report_open_secrets(&mut self, name: &str, mode: u32) {
-        for (index, key) in KEYS.iter().enumerate().filter(|(_, key)| key.is_secret()) {
+        for (index, key) in KEYS.iter().enumerate() {
+            if !key.holds_secret(&self.config) {
+                continue;
+            }
             if let Origin::Given { place: place @ Place::Line(file, _), subject } = &self.origins[index]
                 && file == name
                 && !key.is_default(&self.config)
@@ -656,6 +660,42 @@ mod tests {
     }
 
     #[test]
+    fn an_address_with_a_password_is_a_secret_and_one_without_is_none() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (plain, secret) = ("redis://h:1", "redis://u:s3cret@h:1");
+        let config = layered("", &[], &[&format!("broker.url={plain}")]).expect("it has no password");
+        assert_eq!(config.broker.url.to_string(), plain);
+        let config = layered("", &[("TIDEWIRE_BROKER_URL", secret)], &[]).expect("nobody else sees it");
+        assert_eq!(config.broker.url.expose().expose(), secret);
+        assert!(!format!("{config:?}").contains("s3cret"));
+        let flag = Flag::Named { flag: "--broker", key: "broker.url", value: secret.to_owned() };
+        for flags in [vec![flag.clone()], vec![flag.clone(), flag]] {
+            let mut layers = Layers::default();
+            layers.flags(&flags);
+            let problems = layers.finish().expect_err("others would see it").to_string();
+            assert!(problems.contains("TIDEWIRE_BROKER_URL") && !problems.contains("s3cret"), "{problems}");
+        }
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("t.toml");
+        for (url, mode, sound) in [(secret, 0o600, true), (secret, 0o644, false), (plain, 0o644, true)] {
+            std::fs::write(&path, format!("broker.url = '{url}'\n")).expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("the mode");
+            let read = from_file(&path);
+            assert_eq!(read.is_ok(), sound, "{url} {mode:o}");
+            assert!(!read.err().is_some_and(|problems| problems.to_string().contains("s3cret")));
+        }
+        let problems = messages("[broker]\nprefix = 'a.*'\nca_file = 'c'", &[], &[]);
+        assert_eq!(
+            problems,
+            [
+                "t.toml:2: broker.prefix = \"a.*\": a prefix that a broker could read as more than a name; use ASCII letters, \
+                 digits, _ and -, in tokens joined by dots",
+                "t.toml:3: broker.ca_file = \"c\": needs broker.url, the broker that it is for",
+            ]
+        );
+    }
+
+    #[test]
     fn settings_that_go_together_are_checked() {
         let rows: &[(&str, &[&str], &str)] = &[
             ("tls.certificate_file = 'c'\ntls.key_file = 'k'", &[], ""),
@@ -739,6 +779,9 @@ mod tests {
                         let text = "a.* off";
                         return (format!("[\"{text}\"]"), text.to_owned());
                     }
+                    "dir" => "/var/lib/tidewire",
+                    "url" => "redis://127.0.0.1:6379",
+                    "prefix" => "some-text",
                     name if name.ends_with("_file") => "/etc/a b.pem",
                     _ if key.is_secret() => "a-key-that-nobody-guesses-at-all",
                     name => panic!("{name} needs another value for this test"),
@@ -753,6 +796,9 @@ mod tests {
     fn companions(path: &str) -> &'static str {
         match path {
             "server.proxy_protocol" => "server.trusted_proxies = '10.0.0.0/8'\n",
+            "broker.password_file" | "broker.credentials_file" | "broker.ca_file" => {
+                "broker.url = 'redis://127.0.0.1:6379'\n"
+            }
             "tls.certificate_file" => "tls.key_file = 'k'\n",
             "tls.key_file" => "tls.certificate_file = 'c'\n",
             "tls.client_ca_file" => "tls.self_signed_file = 's'\n",

@@ -47,6 +47,13 @@ pub(super) static RELATIONS: &[Relation] = &[
         since: "overload widens the window and never narrows it",
     },
     Relation {
+        key: "broker.outgoing_bytes_max",
+        of: &["inbound.message_bytes_max", "batch.frame_bytes_max"],
+        value: |config| config.broker.outgoing_bytes_max as u128,
+        least: |config| 2 * config.inbound.message_bytes_max.max(config.batch.frame_bytes_max) as u128,
+        since: "one frame can get that large, and must fit beside another",
+    },
+    Relation {
         key: "outbox.data_bytes_max",
         of: &[
             "inbound.message_bytes_max",

@@ -97,7 +97,48 @@ pub(super) static RULES: &[Rule] = &[
         broken: |config| config.tls.client_certificate_required && !config.tls.client_ca_file.is_set(),
         remedy: "needs tls.client_ca_file, which names the CAs whose clients are let in",
     },
+    Rule {
+        key: "broker.prefix",
+        of: &[],
+        when: "with other characters than names have",
+        broken: |config| !config.broker.prefix.split('.').all(is_token),
+        remedy: "a prefix that a broker could read as more than a name; use ASCII letters, digits, _ and -, in tokens \
+                 joined by dots",
+    },
+    Rule {
+        key: "broker.password_file",
+        of: &["broker.url"],
+        when: NO_BROKER,
+        broken: |config| config.broker.password_file.is_set() && !config.broker.url.is_set(),
+        remedy: NEEDS_BROKER,
+    },
+    Rule {
+        key: "broker.credentials_file",
+        of: &["broker.url"],
+        when: NO_BROKER,
+        broken: |config| config.broker.credentials_file.is_set() && !config.broker.url.is_set(),
+        remedy: NEEDS_BROKER,
+    },
+    Rule {
+        key: "broker.ca_file",
+        of: &["broker.url"],
+        when: NO_BROKER,
+        broken: |config| config.broker.ca_file.is_set() && !config.broker.url.is_set(),
+        remedy: NEEDS_BROKER,
+    },
 ];
+
+const NO_BROKER: &str = "without a broker";
+const NEEDS_BROKER: &str = "needs broker.url, the broker that it is for";
+
+/// What a name is made of, as a broker takes it.
+fn is_token(token: &str) -> bool {
+    let sound = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    !token.is_empty() && token.len() <= PREFIX_TOKEN_BYTES_MAX && token.bytes().all(sound)
+}
+
+/// A token of a prefix is a name that somebody typed.
+const PREFIX_TOKEN_BYTES_MAX: usize = 64;
 
 /// RFC 6750 section 2.1.
 const fn may_be_sent(byte: u8) -> bool {

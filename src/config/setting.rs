@@ -19,6 +19,7 @@ pub struct Key {
     pub(super) doc: &'static [&'static str],
     pub(super) varies: Option<&'static str>,
     pub(super) secret: bool,
+    pub(super) holds_secret: fn(&Config) -> bool,
     pub(super) equal: fn(&Config, &Config) -> bool,
     pub(super) expected: fn() -> String,
     pub(super) get: fn(&Config) -> String,
@@ -80,6 +81,18 @@ impl Key {
     #[must_use]
     pub const fn is_secret(&self) -> bool {
         self.secret
+    }
+
+    /// Whether its value in `config` may not be given where others can read it: always for a secret, and for another one where a
+    /// password is in it.
+    pub(super) fn holds_secret(&self, config: &Config) -> bool {
+        (self.holds_secret)(config)
+    }
+
+    /// Whether what was given may not be repeated.
+    pub(super) fn hides(&self, given: Given<'_>) -> bool {
+        let mut scratch = Config::default();
+        self.secret || ((self.set)(&mut scratch, given) && self.holds_secret(&scratch))
     }
 
     /// In words, a default that depends on the machine; `None` if the default is the same everywhere.
@@ -150,6 +163,10 @@ pub(super) trait Setting: Sized {
     fn take(given: Given<'_>, bounds: &Self::Bounds) -> Option<Self>;
     /// What `take` accepts, in words that end "give ...".
     fn expected(bounds: &Self::Bounds, unit: &str) -> String;
+    /// Whether this value is one that nobody may see.
+    fn holds_secret(&self) -> bool {
+        Self::SECRET
+    }
     /// As TOML.
     fn to_toml(&self) -> String;
 }
@@ -350,6 +367,7 @@ macro_rules! settings {
                 doc: &[$($top_doc),+],
                 varies: [$(Some($top_varies),)? None][0],
                 secret: <$Top as Setting>::SECRET,
+                holds_secret: |config| config.$top.holds_secret(),
                 equal: |one, other| one.$top == other.$top,
                 expected: || <$Top as Setting>::expected(&$top_bounds, $top_unit),
                 get: |config| config.$top.to_toml(),
@@ -362,6 +380,7 @@ macro_rules! settings {
                 doc: &[$($doc),+],
                 varies: None,
                 secret: <$Type as Setting>::SECRET,
+                holds_secret: |config| config.$section.$field.holds_secret(),
                 equal: |one, other| one.$section.$field == other.$section.$field,
                 expected: || <$Type as Setting>::expected(&$bounds, $unit),
                 get: |config| config.$section.$field.to_toml(),

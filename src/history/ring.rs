@@ -88,6 +88,12 @@ impl Kept {
         Self::sealed(of, cut::joined(std::iter::once(body)), first, count, [flushed_ns, received_ns], [at; 2])
     }
 
+    /// When it was sealed, and when its newest sample was received, in nanoseconds since the Unix epoch.
+    #[must_use]
+    pub const fn times_ns(&self) -> [u64; 2] {
+        [self.flushed_ns, self.received_ns]
+    }
+
     fn sealed(
         of: StreamOf,
         buffer: Vec<u8>,

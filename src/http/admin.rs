@@ -163,6 +163,9 @@ pub(super) async fn revoke(worker: &Rc<Worker>, peer: &Peer, request: Request<In
             for worker in 0..router.workers() {
                 router.send(worker, ToWorker::Revoke(Arc::clone(&revoked), issued_s));
             }
+            if let Some(outlet) = router.outlet() {
+                outlet.tell_revoked(&revoked, issued_s);
+            }
             // The id is printed with what it holds escaped.
             tracing::info!(?revoked, remote = %peer.address, "shut out");
             json(

@@ -2,12 +2,14 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use hyper::StatusCode;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::reply::{Reply, json, reply};
+use crate::history::store::Health;
 use crate::hub::overload::STEPS;
 use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerReport};
 use crate::metrics::WorkerMetrics;
@@ -38,10 +40,16 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         channels: shared.router.directory(|directory| directory.len()) as u64,
         workers: shared.router.workers() as u64,
         uptime: shared.started.elapsed(),
-        ready: shared.ready.load(Ordering::Relaxed),
+        ready: shared.readiness.is_serving(),
         flush_window: shared.config.batch.window,
+        broker_delivers: shared.readiness.has_proof(Instant::now()),
         ..Gauges::default()
     };
+    if let Some((stats, health)) = shared.router.durable().and_then(|durable| durable.stats()) {
+        gauges.history_store_disk_bytes = stats.disk_bytes;
+        gauges.history_store_waiting_bytes = stats.in_flight_bytes as u64;
+        gauges.history_store_degraded = health != Health::Healthy;
+    }
     for WorkerReport {
         metrics: worker,
         subscriptions,

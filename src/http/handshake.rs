@@ -1,7 +1,6 @@
 //! The handshake of a WebSocket, strictly (RFC 6455 section 4.2.1), and who is let in. Never touches a socket.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
@@ -80,7 +79,7 @@ fn check_upgrade(
     if let Some(message) = message {
         return Err(Box::new((R::Origin, refusal(StatusCode::FORBIDDEN, "origin", message))));
     }
-    if !worker.shared.ready.load(Ordering::Relaxed) {
+    if !worker.shared.readiness.is_serving() {
         return Err(Box::new((R::Drain, unavailable("the server is shutting down", CloseReason::Drain))));
     }
     // Before a token is checked, which costs more than everything else here.

@@ -13,6 +13,7 @@ use crate::clock::Now;
 use crate::close::CloseReason;
 use crate::config::{AuthSettings, Config};
 use crate::pattern::{self, Pattern};
+use crate::presence;
 use crate::session::DeliveryOptions;
 use crate::wire::ChannelId;
 use crate::wire::control::{ErrorCode, Event, Policy};
@@ -60,10 +61,35 @@ impl Standing {
                 ))),
             };
         }
+        if let Some(Ok(told_of)) = presence::told_of(name).map(|inner| Pattern::parse(inner, inner.len())) {
+            return match self {
+                Self::Open { .. } => Ok(()),
+                Self::Known(identity) if identity.grants.allow_pattern(Right::Presence, &told_of) => Ok(()),
+                Self::Known(_) | Self::Waiting(_) => Err(not_given("presence", told_of.as_str())),
+            };
+        }
         match self {
             Self::Open { .. } => Ok(()),
             Self::Known(identity) if identity.grants.allow_pattern(Right::Subscribe, pattern) => Ok(()),
             Self::Known(_) | Self::Waiting(_) => Err(not_given("subscribe", name)),
+        }
+    }
+
+    /// Whether the connection may know who receives the channel.
+    fn check_present(&self, name: &str) -> Result<(), Refused> {
+        let inbox = name.strip_prefix("$user.");
+        match self {
+            Self::Known(identity) if identity.grants.deny_name(Right::Presence, name) => {
+                Err(not_given("presence", name))
+            }
+            // Of one's own inbox: how many of one's own connections there are.
+            Self::Known(_) | Self::Open { .. } if inbox.is_some() && inbox == self.user() => Ok(()),
+            Self::Open { .. } if inbox.is_some() => {
+                Err(forbidden(format!("channel {name:?} is another user's inbox")))
+            }
+            Self::Open { .. } => Ok(()),
+            Self::Known(identity) if identity.grants.allow_name(Right::Presence, name) => Ok(()),
+            Self::Known(_) | Self::Waiting(_) => Err(not_given("presence", name)),
         }
     }
 
@@ -165,6 +191,11 @@ impl Hub {
     /// Whether the connection may subscribe to this.
     pub(super) fn check_readable(&self, member: usize, pattern: &Pattern) -> Result<(), Refused> {
         self.members[member].standing.check_readable(pattern)
+    }
+
+    /// Whether the connection may know who receives this.
+    pub(super) fn check_present(&self, member: usize, name: &str) -> Result<(), Refused> {
+        self.members[member].standing.check_present(name)
     }
 
     /// Whether the connection may publish to this.

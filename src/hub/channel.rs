@@ -5,14 +5,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::batch::{Batch, BlockRef, ClassKey, FrameOf};
 use super::directory::ChannelInfo;
 use super::overload::STEPS;
 use crate::clock::Now;
 use crate::config::BatchLimits;
-use crate::history::{RingKey, Standing, ring::StreamOf};
+use crate::history::{RingKey, Standing, cut, ring::StreamOf};
 use crate::metrics::{FlushCause, WorkerMetrics};
-use crate::wire::{ChannelId, Frame, Seq};
+use crate::wire::relay::{Found, RelayHeader};
+use crate::wire::{ChannelId, Codec, Frame, Seq, TIMED_SAMPLES, encode, seal};
 
 /// The channel has as many delivery classes as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +48,32 @@ impl Flush<'_> {
     }
 }
 
+/// A frame of another server's stream, checked.
+#[derive(Clone, Copy, Debug)]
+pub struct RelayedFrame<'a> {
+    /// What it says of itself.
+    pub header: RelayHeader,
+    /// As it came.
+    pub payload: &'a [u8],
+    /// Where its blocks and samples are.
+    pub found: &'a Found,
+    /// When it came.
+    pub received: Now,
+}
+
+impl<'a> RelayedFrame<'a> {
+    /// Its blocks; their samples' received time is that of the server that sealed them, by its clock.
+    fn blocks(&self) -> impl Iterator<Item = BlockRef<'a>> + use<'a> {
+        let (payload, found, at) = (self.payload, self.found, self.received.at);
+        found.blocks.iter().map(move |block| BlockRef {
+            content: &payload[block.content.clone()],
+            spans: &found.spans[block.samples.clone()],
+            source_ns: block.source_ns,
+            received: Now { at, wall_ns: block.received_ns },
+        })
+    }
+}
+
 /// See the module's page.
 #[derive(Debug)]
 pub struct Channel {
@@ -62,6 +91,8 @@ pub struct Class {
     batch: Batch,
     /// Receivers on each worker.
     receivers: Vec<u32>,
+    /// Its frames go to other servers, whoever receives it here.
+    crosses: bool,
     /// It is in use without receivers, too: the history is made of its frames.
     kept: bool,
 }
@@ -78,10 +109,25 @@ impl Class {
         self.receivers.iter().enumerate().filter(|(_, count)| **count > 0).map(|(worker, _)| worker)
     }
 
+    /// Whether its frames go to other servers.
+    #[must_use]
+    pub const fn crosses(&self) -> bool {
+        self.crosses
+    }
+
     /// Whether the history is made of its frames.
     #[must_use]
     pub const fn is_kept(&self) -> bool {
         self.kept
+    }
+
+    fn new(key: ClassKey, next: Seq) -> Self {
+        Self { batch: Batch::new(key, next - 1), receivers: Vec::new(), crosses: false, kept: false }
+    }
+
+    /// Whether it is forgotten with its open batch: nobody has it.
+    fn is_unused(&self) -> bool {
+        !self.crosses && !self.kept && !self.has_receivers()
     }
 
     fn has_receivers(&self) -> bool {
@@ -97,10 +143,14 @@ impl Class {
 }
 
 impl Channel {
-    /// A channel whose next sample is its first.
+    /// A channel whose next sample is its first, or the next of its history on the disk.
     #[must_use]
-    pub const fn new(info: Arc<ChannelInfo>) -> Self {
-        Self { info, next_seq: 1, classes: Vec::new(), ring: None, last_published: None }
+    pub fn new(info: Arc<ChannelInfo>) -> Self {
+        let next_seq = match &info.life {
+            Some(life) => life.next_seq,
+            None => 1,
+        };
+        Self { info, next_seq, classes: Vec::new(), ring: None, last_published: None }
     }
 
     /// Has the frames of a class made from now on, also while nobody receives them, for a history. To be called before the first
@@ -110,8 +160,7 @@ impl Channel {
             self.classes.is_empty() && !key.is_thin(),
             "the class of the history is the first, and whole"
         );
-        let batch = Batch::new(key, self.next_seq - 1);
-        self.classes.push(Class { batch, receivers: Vec::new(), kept: true });
+        self.classes.push(Class { kept: true, ..Class::new(key, self.next_seq) });
         self.ring = Some(ring);
     }
 
@@ -144,10 +193,25 @@ impl Channel {
         }
     }
 
+    /// The mirror of another server's stream, whose next sample will have this sequence.
+    #[must_use]
+    pub const fn mirror(info: Arc<ChannelInfo>, next_seq: Seq) -> Self {
+        Self { info, next_seq, classes: Vec::new(), ring: None, last_published: None }
+    }
+
     /// What never changes.
     #[must_use]
     pub const fn info(&self) -> &Arc<ChannelInfo> {
         &self.info
+    }
+
+    /// From now on the frames of this class go to other servers: it is in use for good.
+    pub fn cross(&mut self, key: ClassKey) {
+        let position = self.position(key).unwrap_or_else(|| {
+            self.classes.push(Class::new(key, self.next_seq));
+            self.classes.len() - 1
+        });
+        self.classes[position].crosses = true;
     }
 
     /// Sequence of the next sample.
@@ -187,31 +251,93 @@ impl Channel {
         self.next_seq += block.spans.len() as u64;
         self.last_published = Some(flush.now.at);
         for position in 0..self.classes.len() {
-            let batch = &self.classes[position].batch;
-            let would_be = batch.block_bytes() + block.content.len();
-            if batch.count() > 0 && would_be > flush.limits.frame_bytes_max {
-                self.seal(position, FlushCause::Bytes, flush);
-            }
-            let window = flush.window(self.classes[position].key());
-            let batch = &mut self.classes[position].batch;
-            let opened = batch.append(block, first);
-            let cause = if batch.key().delay_ms == 0 {
-                Some(FlushCause::Immediate)
-            } else if opened && batch.is_quiet(window, flush.now) {
-                Some(FlushCause::LeadingEdge)
-            } else if batch.block_bytes() >= flush.limits.frame_bytes_max {
-                Some(FlushCause::Bytes)
-            } else if batch.count() as usize >= flush.limits.frame_samples_max {
-                Some(FlushCause::Samples)
-            } else {
-                None
-            };
-            let sealed = cause.is_some_and(|cause| self.seal(position, cause, flush));
-            if opened && !sealed {
-                self.wait(position, flush);
-            }
+            self.take(position, block, first, flush);
         }
         first
+    }
+
+    /// Puts a block into the batch of a class; seals what is ready.
+    fn take(&mut self, position: usize, block: BlockRef<'_>, first: Seq, flush: &mut Flush<'_>) {
+        let batch = &self.classes[position].batch;
+        let would_be = batch.block_bytes() + block.content.len();
+        if batch.count() > 0 && would_be > flush.limits.frame_bytes_max {
+            self.seal(position, FlushCause::Bytes, flush);
+        }
+        let window = flush.window(self.classes[position].key());
+        let batch = &mut self.classes[position].batch;
+        let opened = batch.append(block, first);
+        let cause = if batch.key().delay_ms == 0 {
+            Some(FlushCause::Immediate)
+        } else if opened && batch.is_quiet(window, flush.now) {
+            Some(FlushCause::LeadingEdge)
+        } else if batch.block_bytes() >= flush.limits.frame_bytes_max {
+            Some(FlushCause::Bytes)
+        } else if batch.count() as usize >= flush.limits.frame_samples_max {
+            Some(FlushCause::Samples)
+        } else {
+            None
+        };
+        let sealed = cause.is_some_and(|cause| self.seal(position, cause, flush));
+        if opened && !sealed {
+            self.wait(position, flush);
+        }
+    }
+
+    /// Takes a frame of a mirror's stream, whose server has given the sequences. Who leaves nothing out gets it as it is, encoded
+    /// at most once for each codec; the others' batches take its blocks.
+    pub fn relay(&mut self, frame: &RelayedFrame<'_>, flush: &mut Flush<'_>) {
+        debug_assert!(frame.header.seq == self.next_seq && frame.header.count > 0, "checked by the hub");
+        let first = frame.header.seq;
+        self.next_seq = first + u64::from(frame.header.count);
+        self.last_published = Some(flush.now.at);
+        let header = encode::FrameHeader {
+            channel: self.info.id,
+            epoch: self.info.epoch,
+            seq: first,
+            count: frame.header.count,
+            flushed_ns: frame.header.flushed_ns,
+        };
+        let mut encoded: [Option<(Bytes, u8)>; Codec::ALL.len()] = [None, None, None];
+        for position in 0..self.classes.len() {
+            let key = self.classes[position].key();
+            if key.is_thin() {
+                let mut seq = first;
+                for block in frame.blocks() {
+                    self.take(position, block, seq, flush);
+                    seq += block.spans.len() as u64;
+                }
+                continue;
+            }
+            let body = frame.found.body(frame.payload);
+            let (bytes, head_bytes) = encoded[key.codec as usize].get_or_insert_with(|| {
+                flush.metrics.counters.frames_sealed += 1;
+                match key.codec {
+                    Codec::Protobuf => seal::seal(cut::joined(std::iter::once(body)), &header),
+                    Codec::MessagePack | Codec::Json => {
+                        (seal::transcode(body, &header, &self.info.name, key.codec), 0)
+                    }
+                }
+            });
+            let sealed = Frame {
+                bytes: bytes.clone(),
+                head_bytes: *head_bytes,
+                replayed: false,
+                channel: self.info.id,
+                first,
+                last: self.next_seq - 1,
+                count: frame.header.count,
+                flushed_at: flush.now.at,
+                received_at: [frame.received.at; TIMED_SAMPLES],
+            };
+            flush.sealed.push((position, sealed));
+        }
+    }
+
+    /// A mirror's stream goes on at `seq`; what lies before it did not come. Seals what is open, so that it goes out first.
+    pub fn skip_to(&mut self, seq: Seq, flush: &mut Flush<'_>) {
+        debug_assert!(seq > self.next_seq, "checked by the hub");
+        self.seal_all(flush);
+        self.next_seq = seq;
     }
 
     /// Seals the batch whose deadline has come, unless that happened before.
@@ -233,6 +359,13 @@ impl Channel {
                 self.classes[position].batch.allow_pending();
                 self.seal(position, FlushCause::Drain, flush);
             }
+        }
+    }
+
+    /// Seals what is on its way to other servers.
+    pub fn seal_crossing(&mut self, flush: &mut Flush<'_>) {
+        if let Some(position) = self.classes.iter().position(Class::crosses) {
+            self.seal_for_join(position, flush);
         }
     }
 
@@ -265,8 +398,7 @@ impl Channel {
                 return Err(ClassesFull);
             }
             None => {
-                let batch = Batch::new(key, self.next_seq - 1);
-                self.classes.push(Class { batch, receivers: Vec::new(), kept: false });
+                self.classes.push(Class::new(key, self.next_seq));
                 self.classes.len() - 1
             }
         };
@@ -301,7 +433,7 @@ impl Channel {
         if let Some(count) = class.receivers.get_mut(worker) {
             *count = count.saturating_sub(1);
         }
-        if !class.kept && !class.has_receivers() {
+        if class.is_unused() {
             // What is kept is the first and stays there.
             self.classes.swap_remove(position);
         }

@@ -13,7 +13,7 @@ use super::batch::ClassKey;
 use super::channel::ClassesFull;
 use super::directory::{ChannelInfo, Role};
 use super::report::count_totals;
-use super::router::{Announced, Joined, ToWorker};
+use super::router::{Announced, Joined, ToWorker, Waiter};
 use super::{Hub, Receiver, Refused};
 use crate::auth::seats::Seat;
 use crate::clock::Now;
@@ -176,6 +176,15 @@ pub(super) struct Announcing {
     remaining: usize,
 }
 
+/// What waits for other servers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Waits {
+    /// A `subscribe`.
+    Request(usize),
+    /// An `advertise`.
+    Announcing(usize),
+}
+
 /// Who has to hear of an `advertise` before it is answered, beside the channel's home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tell {
@@ -213,6 +222,10 @@ impl Hub {
     pub fn remove_member(&mut self, member: usize, now: Now) {
         // Nobody is left to answer.
         self.requests.retain(|_, request| request.member != member);
+        self.waits.retain(|_, waits| match waits {
+            Waits::Request(request) => self.requests.contains(*request),
+            Waits::Announcing(_) => true,
+        });
         let channels: Vec<ChannelId> = self.members[member].receiving.keys().copied().collect();
         for channel in channels {
             self.stop_receiving(member, channel, now);
@@ -220,6 +233,8 @@ impl Hub {
         let gone = self.members.remove(member);
         for (number, subscription) in &gone.subscriptions {
             self.patterns.remove(&subscription.pattern, (member, number));
+            self.unwant(&subscription.pattern);
+            self.forget_tellers_of(&subscription.pattern);
         }
         self.release_all(gone.advertised.keys().copied(), now);
         for code in gone.handle.take_errors() {
@@ -318,15 +333,20 @@ impl Hub {
         }
         // Each channel comes with a hold in the directory; those that are received already give it back.
         let found = if pattern.is_literal() {
-            let opened =
-                self.router.directory(|directory| directory.open(pattern.as_str(), Role::Subscriber));
-            vec![opened.map_err(|_| self.directory_full())?.info]
+            let name = pattern.as_str();
+            let opened = self.router.open(name, Role::Subscriber).map_err(|_| self.directory_full())?;
+            let mut found = vec![opened.info];
+            found.extend(self.router.directory(|directory| directory.open_mirrors(name, channels_max)));
+            found
         } else {
-            self.router.directory(|directory| directory.open_matching(pattern, channels_max))
+            self.open_matching(pattern, existing.is_none()).map_err(|_| self.directory_full())?
         };
         let new = found.iter().filter(|info| !this.receiving.contains_key(&info.id)).count();
         if this.receiving.len() + new > channels_max {
             self.release_all(found.iter().map(|info| info.id), now);
+            if existing.is_none() {
+                self.forget_tellers_of(pattern);
+            }
             return Err(over_limit("channels of a connection", channels_max, "subscribe more narrowly"));
         }
 
@@ -360,8 +380,30 @@ impl Hub {
         for info in found {
             self.receive(member, info, number, Purpose::Request(request), now);
         }
+        if let Some(outlet) = self.router.outlet().filter(|_| existing.is_none()) {
+            self.next_wait += 1;
+            let wait = self.next_wait;
+            self.waits.insert(wait, Waits::Request(request));
+            self.requests[request].remaining += 1;
+            outlet.want(pattern, Waiter { worker: self.worker, wait });
+        }
         self.settle_request(request, now);
         Ok(())
+    }
+
+    fn unwant(&self, pattern: &Pattern) {
+        if let Some(outlet) = self.router.outlet() {
+            outlet.unwant(pattern);
+        }
+    }
+
+    /// Other servers are waited for no longer.
+    pub(super) fn finish_wait(&mut self, wait: u64, now: Now) {
+        match self.waits.remove(&wait) {
+            Some(Waits::Request(request)) => self.settle_request(request, now),
+            Some(Waits::Announcing(token)) => self.finish_announce(token, None),
+            None => {}
+        }
     }
 
     /// Ends a subscription. Channels that another subscription of the connection matches go on with that one's options.
@@ -413,12 +455,13 @@ impl Hub {
             let what = "advertised channels of a connection";
             return Err(over_limit(what, channels_max, "use another connection"));
         }
-        let opened = self.router.directory(|directory| directory.open(name, Role::Publisher));
+        let opened = self.router.open(name, Role::Publisher);
         let opened = opened.map_err(|_| self.directory_full())?;
         let info = opened.info;
         self.members[member].advertised.insert(info.id, Arc::clone(&info));
         if opened.announce {
             self.announce(&info, now);
+            self.router.note_changed();
         }
         self.answer_advertise(member, id, &info, if opened.announce { Tell::Patterns } else { Tell::Nobody });
         Ok(info.id)
@@ -518,9 +561,22 @@ impl Hub {
             } else if self.router.directory(|directory| directory.hold(info.id)) {
                 // Several of its patterns may match, and the index does not know their age.
                 let number = this.best_subscription(&info.name).unwrap_or(number);
-                self.receive(member, Arc::clone(info), number, Purpose::Found, now);
+                let purpose = self.purpose_of(member, number);
+                self.receive(member, Arc::clone(info), number, purpose, now);
             }
         }
+    }
+
+    /// A `subscribe` that is not answered yet tells of the channels that are found meanwhile.
+    fn purpose_of(&mut self, member: usize, subscription: usize) -> Purpose {
+        let mut requests = self.requests.iter_mut();
+        let pending = requests.find(|(_, request)| {
+            request.member == member && request.subscription == subscription && !request.ended
+        });
+        pending.map_or(Purpose::Found, |(number, request)| {
+            request.remaining += 1;
+            Purpose::Request(number)
+        })
     }
 
     /// Another worker has answered an `advertise`: its patterns have joined, or it is the home and says where the sequence
@@ -571,6 +627,7 @@ impl Hub {
             told: false,
         };
         this.receiving.insert(channel, receiving);
+        self.note_arrival(member, &info);
         self.join(member, info, class, start, vec![purpose], now);
     }
 
@@ -741,6 +798,7 @@ impl Hub {
         let by_it = |receiving: &&Receiving| receiving.by == number;
         let affected: Vec<_> =
             this.receiving.values().filter(by_it).map(|receiving| Arc::clone(&receiving.info)).collect();
+        self.forget_tellers_of(&removed.pattern);
         for info in affected {
             match self.members[member].best_subscription(&info.name) {
                 Some(next) => {
@@ -752,6 +810,7 @@ impl Hub {
                 None => ended.extend(self.stop_receiving(member, info.id, now)),
             }
         }
+        self.unwant(&removed.pattern);
         ended
     }
 
@@ -780,11 +839,25 @@ impl Hub {
         ledger
     }
 
+    /// A channel has ended by itself: tells the connection, with the final ledger.
+    pub(super) fn end_receiving(&mut self, member: usize, channel: ChannelId, now: Now) {
+        let told = self.members[member].receiving.get(&channel).is_some_and(|receiving| receiving.told);
+        // An answer that would have told of it does not any more.
+        for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.member == member) {
+            request.joined.retain(|(info, _)| info.id != channel);
+        }
+        let ledger = self.stop_receiving(member, channel, now);
+        if let Some(ledger) = ledger.filter(|_| told) {
+            self.members[member].handle.push_event(&Event::Ended { ledger });
+        }
+    }
+
     pub(super) fn forget_receiving(&mut self, member: usize, channel: ChannelId, now: Now) -> Option<Ledger> {
         let this = &mut self.members[member];
         let receiving = this.receiving.remove(&channel)?;
         let handle = Rc::clone(&this.handle);
         let ledger = handle.outbox().borrow_mut().close_slot(receiving.slot);
+        self.note_departure(member, &receiving.info);
         if let Some(class) = receiving.class {
             self.remove_receiver(channel, class, &handle);
         }
@@ -814,18 +887,26 @@ impl Hub {
         let told: Vec<usize> =
             others.filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
         let seq = self.next_seq_at_home(info.id);
-        if told.is_empty() {
+        // What belongs to this server alone is not told to others.
+        let outlet = self.router.outlet().filter(|outlet| outlet.crosses(&info.name));
+        let outlet = outlet.filter(|_| tell == Tell::Patterns);
+        if told.is_empty() && outlet.is_none() {
             self.router.directory(|directory| directory.note_announced(info.id));
             let advertised = Event::Advertised { id, channel: entry(info, seq) };
             self.members[member].handle.push_event(&advertised);
             return;
         }
         self.members[member].handle.begin_request();
-        let remaining = told.len();
+        let remaining = told.len() + usize::from(outlet.is_some());
         let token = {
             let (connection, info) = (self.members[member].id, Arc::clone(info));
             self.announcing.insert(Announcing { member, connection, id, info, seq, remaining })
         };
+        if let Some(outlet) = outlet {
+            self.next_wait += 1;
+            self.waits.insert(self.next_wait, Waits::Announcing(token));
+            outlet.tell_opened(Waiter { worker: self.worker, wait: self.next_wait });
+        }
         for worker in told {
             let done = Announced::Worker { worker: self.worker, token };
             self.router.send(worker, ToWorker::Announce { info: Arc::clone(info), done });
@@ -859,6 +940,11 @@ impl Subscription {
 }
 
 impl Member {
+    /// Whether it receives a channel.
+    pub(super) fn receives(&self, channel: ChannelId) -> bool {
+        self.receiving.contains_key(&channel)
+    }
+
     pub(super) fn number_of(&self, pattern: &Pattern) -> Option<usize> {
         self.subscriptions.iter().find(|(_, s)| s.pattern == *pattern).map(|(number, _)| number)
     }

@@ -180,7 +180,7 @@ impl Hub {
         let Some(start) = start else {
             return self.join_at_home(info, from, to, worker, now).map(Joined::Live);
         };
-        let channel = self.channel_at_home(info);
+        let channel = self.channel_at_home(info, now);
         let (ring, standing) = (channel.ring(), channel.standing());
         Ok(Joined::Past(self.history.begin(ring, start, standing, now)))
     }
@@ -322,7 +322,7 @@ impl Hub {
     /// it; if only samples that are not sealed yet are missing, and they are about to be, it waits for them.
     fn serve(&mut self, fetch: Fetch, now: Now) -> usize {
         let (info, class) = (Arc::clone(&fetch.info), fetch.class);
-        let channel = self.channel_at_home(&info);
+        let channel = self.channel_at_home(&info, now);
         let (ring, standing) = (channel.ring(), channel.standing());
         let kept_class = channel.kept_class().map(Class::key);
         let mut part = Part::new(&fetch);
@@ -337,7 +337,7 @@ impl Hub {
             None
         } else if kept_class == Some(class) && part.next == standing.sealed + 1 {
             // The batch that is open begins where the history ends.
-            self.channel_at_home(&info).join_kept(fetch.worker);
+            self.channel_at_home(&info, now).join_kept(fetch.worker);
             Some(Ok(()))
         } else if standing.sealed + 1 == standing.next {
             let joined = self.join_at_home(&info, None, class, fetch.worker, now);

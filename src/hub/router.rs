@@ -7,7 +7,7 @@
 //! and notices about channels that a connection holds already, so the limits of connections bound it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -15,16 +15,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::batch::ClassKey;
 use super::channel::ClassesFull;
-use super::directory::{ChannelInfo, Directory, DirectoryFull, Role};
+use super::directory::{ChannelInfo, Directory, DirectoryFull, Opened, Role, home_of};
 use crate::admission::door::Place as AddressPlace;
 use crate::auth::KeyId;
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
+use crate::durable::{Durable, Told};
 use crate::history::{Begin, Size as HistorySize, Start};
 use crate::metrics::WorkerMetrics;
+use crate::pattern::Pattern;
 use crate::peer::Peer;
-use crate::wire::control::{KeptStream, Ledger};
+use crate::presence::Part;
+use crate::wire::control::{AsOf, Guarantee, KeptStream, Ledger};
 use crate::wire::decode::SampleSpan;
+use crate::wire::relay::{NodeId, Payload};
 use crate::wire::{ChannelId, Frame, Seq};
 
 /// Publishes on their way to one worker, in KiB: 8 MiB of samples are a tenth of a second at 80 MB/s, far more than a worker
@@ -34,6 +38,9 @@ pub const PUBLISH_CREDIT_KIB: usize = 8 << 10;
 /// Frames on their way to one worker, in KiB, each at least one: at 100 frames a second and channel, a tenth of a second of 3,000
 /// channels with small frames, or 32 MiB of large ones.
 pub const FRAME_CREDIT_KIB: usize = 32 << 10;
+
+/// Frames of other servers on their way to one worker, in KiB, each at least one. More are lost, which their streams' homes find.
+pub const RELAY_CREDIT_KIB: usize = 32 << 10;
 
 /// Tokens of an inbox: the two bounds above, and room for what the limits of connections bound.
 const INBOX_MAX: usize = Semaphore::MAX_PERMITS >> 8;
@@ -117,6 +124,8 @@ pub enum ToWorker {
         /// Whom to tell when the patterns here have joined.
         done: Announced,
     },
+    /// Answer to [`ToWorker::Announce`]: the mirror may be handed out.
+    MirrorAnnounced(ChannelId),
     /// Answer to [`ToWorker::Announce`].
     Announced {
         /// Of the request.
@@ -126,6 +135,8 @@ pub enum ToWorker {
     },
     /// Answer to a forwarded publish that asked for it.
     Acked {
+        /// What is promised of its samples.
+        guarantee: Guarantee,
         /// Who published.
         publisher: Publisher,
         /// What it asked with.
@@ -137,6 +148,8 @@ pub enum ToWorker {
         /// Its samples.
         count: u32,
     },
+    /// What the history on the disk tells.
+    Durable(Told),
     /// The newest sequence of a class, after a frame of it was lost on its way here.
     Head {
         /// The channel.
@@ -146,8 +159,34 @@ pub enum ToWorker {
         /// Its newest sequence.
         head: Seq,
     },
+    /// A frame of another server's stream, for a name whose home is here.
+    Relayed(Box<Relayed>),
+    /// What the broker has kept of a name, whose home is here, has been sent here.
+    BacklogRead(Arc<str>),
+    /// Another server has begun to watch a name, whose home is here: tell where its stream stands.
+    TellHead(Arc<str>),
+    /// Samples of a mirror did not come, up to this sequence.
+    Missed {
+        /// The channel.
+        channel: ChannelId,
+        /// A class with receivers here.
+        class: ClassKey,
+        /// Sequence of the last one.
+        upto: Seq,
+    },
+    /// What was there for a `subscribe` has reached every worker before this one, and then whoever waits.
+    Arrived(Arrival),
+    /// A mirror has ended, as its home tells.
+    MirrorEnded(ChannelId),
+    /// A stream of another server has ended: nobody publishes it any more. The home of its name is here.
+    Ended {
+        /// Its name.
+        name: Arc<str>,
+        /// The life of its sequence.
+        epoch: u32,
+    },
     /// Nobody needs the channel any more; its home is here.
-    Retire(ChannelId),
+    Retire(Arc<ChannelInfo>),
     /// Report metrics.
     Report {
         /// Takes the copy: a fresh one would cost the worker a millisecond of page faults.
@@ -161,6 +200,8 @@ pub enum ToWorker {
     Revoke(Arc<Revoked>, u64),
     /// These are the keys for tokens now.
     Keys(Arc<[KeyId]>),
+    /// Who is on a channel.
+    Presence(AboutPresence),
     /// The server is shutting down: flush and end every connection.
     Drain,
     /// In a drain: a worker has sealed everything, and its frames are in this inbox, before this.
@@ -169,6 +210,68 @@ pub enum ToWorker {
     Cut,
     /// The worker ends.
     Stop,
+}
+
+/// A frame of another server's stream, as the broker gave it.
+#[derive(Debug)]
+pub struct Relayed {
+    /// The name that its topic stands for.
+    pub name: Arc<str>,
+    /// Not checked yet.
+    pub payload: Bytes,
+    /// Whether it is from before anybody here wanted it.
+    pub backlog: bool,
+    /// When it came.
+    pub received: Now,
+    /// Its part of [`RELAY_CREDIT_KIB`].
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Passes all workers, one after another, behind what was sent to each, and ends with whoever waits for that.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Workers that it has passed.
+    pub passed: usize,
+    /// Who waits.
+    pub waiter: Waiter,
+}
+
+/// A `subscribe` or an `advertise` that waits for other servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiter {
+    /// Its worker.
+    pub worker: usize,
+    /// Its number there, never used again.
+    pub wait: u64,
+}
+
+/// The way to other servers. Never waits: what it has no room for is lost, and counted there; whoever receives it finds the hole.
+pub trait Outlet: std::fmt::Debug + Send + Sync {
+    /// This server's own life.
+    fn node(&self) -> NodeId;
+
+    /// Whether what is published under this name is for other servers, too.
+    fn crosses(&self, name: &str) -> bool;
+
+    /// Sends a payload to the servers that want the name. In the order of the calls, for a name.
+    fn publish(&self, name: &str, payload: Payload);
+
+    /// Somebody subscribes. [`ToWorker::Arrived`] begins its way once what the pattern matches on other servers is known here and
+    /// comes from now on, or cannot be had.
+    fn want(&self, pattern: &Pattern, waiter: Waiter);
+
+    /// A name is published to since now: the directory says which. [`ToWorker::Arrived`] begins its way once every other server
+    /// that wants it gets it, or cannot be waited for any longer.
+    fn tell_opened(&self, waiter: Waiter);
+
+    /// A name is published to since now, or not any more: the directory says which.
+    fn note_changed(&self);
+
+    /// Tells the other servers that somebody is shut out, with tokens that were issued until this second of Unix time.
+    fn tell_revoked(&self, revoked: &Revoked, issued_s: u64);
+
+    /// A subscription has ended, one for each [`Outlet::want`] that began one.
+    fn unwant(&self, pattern: &Pattern);
 }
 
 /// Where a receiver begins.
@@ -225,9 +328,82 @@ pub enum Piece {
     Gone(Seq),
 }
 
+/// What workers tell each other about who is on a channel. It is put together at the home of the `$presence` channel of its name.
+#[derive(Debug)]
+pub enum AboutPresence {
+    /// To the home: a connection wants to know.
+    Ask {
+        /// The channel.
+        name: Arc<str>,
+        /// Its worker.
+        worker: usize,
+        /// To be given back in [`AboutPresence::Answer`].
+        token: usize,
+    },
+    /// Answer to [`AboutPresence::Ask`].
+    Answer {
+        /// Of the request.
+        token: usize,
+        /// One for all who have asked meanwhile.
+        answer: Arc<PresenceAnswer>,
+    },
+    /// From the home: say it once.
+    Say {
+        /// The channel.
+        name: Arc<str>,
+        /// The home.
+        home: usize,
+    },
+    /// From the home: say it now, and whenever it has changed.
+    Watch {
+        /// The channel.
+        name: Arc<str>,
+        /// The home.
+        home: usize,
+    },
+    /// From the home: nobody wants to know any more.
+    Unwatch {
+        /// The channel.
+        name: Arc<str>,
+    },
+    /// To the home: who is on the channel here.
+    Said {
+        /// The channel.
+        name: Arc<str>,
+        /// The worker that says it.
+        worker: usize,
+        /// What it says.
+        part: Part,
+        /// Whether it was asked to by [`AboutPresence::Say`].
+        asked: bool,
+        /// Goes when the home has taken it: the worker says no more before that, so that nothing piles up.
+        under_way: Option<Arc<()>>,
+    },
+}
+
+/// Who is on a channel, for those who have asked.
+#[derive(Debug)]
+pub struct PresenceAnswer {
+    /// The channel.
+    pub name: Arc<str>,
+    /// Who is on it.
+    pub part: Part,
+    /// Where its `$presence` channel stood then, if somebody watches.
+    pub as_of: Option<AsOf>,
+}
+
 /// Whom to tell that an announcement has reached a worker's patterns.
 #[derive(Debug)]
 pub enum Announced {
+    /// Nobody.
+    Nobody,
+    /// The home of a mirror, whose frames wait for it.
+    Mirror {
+        /// The home.
+        home: usize,
+        /// The mirror.
+        channel: ChannelId,
+    },
     /// A connection of that worker waits.
     Worker {
         /// The worker.
@@ -360,6 +536,10 @@ pub struct ChannelRow {
 pub struct Router {
     directory: Mutex<Directory>,
     links: Vec<WorkerLink>,
+    /// The way to other servers, if there is one.
+    outlet: OnceLock<Arc<dyn Outlet>>,
+    /// The history on the disk, if there is one.
+    durable: OnceLock<Arc<Durable>>,
 }
 
 /// The way to one worker.
@@ -368,6 +548,7 @@ struct WorkerLink {
     inbox: mpsc::Sender<ToWorker>,
     publish_credit: Arc<Semaphore>,
     frame_credit: Arc<Semaphore>,
+    relay_credit: Arc<Semaphore>,
     connections: AtomicUsize,
 }
 
@@ -382,13 +563,63 @@ impl Router {
                     inbox,
                     publish_credit: Arc::new(Semaphore::new(PUBLISH_CREDIT_KIB)),
                     frame_credit: Arc::new(Semaphore::new(FRAME_CREDIT_KIB)),
+                    relay_credit: Arc::new(Semaphore::new(RELAY_CREDIT_KIB)),
                     connections: AtomicUsize::new(0),
                 };
                 (link, receiver)
             })
             .unzip();
         let directory = Mutex::new(Directory::new(workers.max(1), channels_max));
-        (Arc::new(Self { directory, links }), inboxes)
+        (Arc::new(Self { directory, links, outlet: OnceLock::new(), durable: OnceLock::new() }), inboxes)
+    }
+
+    /// From now on there are other servers; once, before anybody connects.
+    pub fn set_outlet(&self, outlet: Arc<dyn Outlet>) {
+        let first = self.outlet.set(outlet).is_ok();
+        debug_assert!(first, "a server has one outlet");
+    }
+
+    /// From now on there is a history on the disk; once, before anybody connects.
+    pub fn set_durable(&self, durable: Arc<Durable>) {
+        let first = self.durable.set(durable).is_ok();
+        debug_assert!(first, "a server has one history");
+    }
+
+    /// The history on the disk.
+    #[must_use]
+    pub fn durable(&self) -> Option<&Arc<Durable>> {
+        self.durable.get()
+    }
+
+    /// The way to other servers.
+    #[must_use]
+    pub fn outlet(&self) -> Option<&dyn Outlet> {
+        self.outlet.get().map(AsRef::as_ref)
+    }
+
+    /// Sends a frame of another server to the home of its name; `false` if too many are on their way.
+    #[must_use]
+    pub fn send_relayed(&self, mut relayed: Box<Relayed>) -> bool {
+        let home = self.home_of(&relayed.name);
+        let Some(link) = self.links.get(home) else { return false };
+        let credit = credit(relayed.payload.len(), RELAY_CREDIT_KIB);
+        let Ok(permit) = Arc::clone(&link.relay_credit).try_acquire_many_owned(credit) else { return false };
+        relayed.permit = Some(permit);
+        self.send(home, ToWorker::Relayed(relayed));
+        true
+    }
+
+    /// Tells the other servers that there is something new in the directory.
+    pub fn note_changed(&self) {
+        if let Some(outlet) = self.outlet() {
+            outlet.note_changed();
+        }
+    }
+
+    /// Sends an arrival on its way, or further.
+    pub fn pass_on(&self, arrival: Arrival) {
+        let next = if arrival.passed < self.workers() { arrival.passed } else { arrival.waiter.worker };
+        self.send(next, ToWorker::Arrived(arrival));
     }
 
     /// Number of workers.
@@ -401,6 +632,32 @@ impl Router {
     pub fn directory<T>(&self, work: impl FnOnce(&mut Directory) -> T) -> T {
         // A panic inside leaves the directory consistent enough to go on: each step is one map operation.
         work(&mut self.directory.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The worker that is, or would be, the home of the channel of this name.
+    #[must_use]
+    pub fn home_of(&self, name: &str) -> usize {
+        home_of(name, self.workers())
+    }
+
+    /// Opens a channel as [`Directory::open`] does, and has every worker's patterns find the `$presence` channel that may come with
+    /// it. Nobody waits for that.
+    ///
+    /// # Errors
+    /// The channel is new and the server has no room for it.
+    pub fn open(&self, name: &str, role: Role) -> Result<Opened, DirectoryFull> {
+        // Asked before the directory's lock is taken, and only for a channel that is new.
+        let is_new = |directory: &mut Directory| directory.find(name).is_none();
+        let life =
+            self.durable().filter(|_| self.directory(is_new)).and_then(|durable| durable.life_of(name));
+        let opened = self.directory(|directory| directory.open_life(name, role, life))?;
+        if let Some(teller) = &opened.teller {
+            for worker in 0..self.workers() {
+                let done = Announced::Task(oneshot::channel().0);
+                self.send(worker, ToWorker::Announce { info: Arc::clone(teller), done });
+            }
+        }
+        Ok(opened)
     }
 
     /// Sends what is bounded elsewhere. A worker that has ended takes nothing any more.
@@ -452,7 +709,7 @@ impl Router {
     /// # Errors
     /// The server has no room for the channel.
     pub async fn advertise(&self, name: &str) -> Result<Arc<ChannelInfo>, DirectoryFull> {
-        let opened = self.directory(|directory| directory.open(name, Role::Publisher))?;
+        let opened = self.open(name, Role::Publisher)?;
         if opened.announce {
             for worker in 0..self.workers() {
                 let (done, wait) = oneshot::channel();
@@ -462,6 +719,7 @@ impl Router {
                 let _ = wait.await;
             }
             self.directory(|directory| directory.note_announced(opened.info.id));
+            self.note_changed();
         }
         Ok(opened.info)
     }

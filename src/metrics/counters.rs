@@ -259,6 +259,20 @@ label! {
 }
 
 label! {
+    /// Why a message of the broker on a channel's topic was not handed on.
+    RelayRefusal, "reason" {
+        /// It is no frame of a server of ours, or not a sound one.
+        Malformed = "malformed",
+        /// This server has sent it.
+        Own = "own",
+        /// It was here before.
+        Duplicate = "duplicate",
+        /// There is no room for one more stream.
+        Full = "full",
+    }
+}
+
+label! {
     /// Why a subscription that wants fewer samples did not get this one.
     ConflationCause, "cause" {
         /// Policy `latest`: a newer sample took its place.
@@ -353,6 +367,12 @@ counters! {
     frames_sealed = "Frames that were encoded: one for each delivery class of a flush.";
     frame_bytes_sealed = "Bytes of the frames that were encoded, WebSocket headers included.";
     frames_lost_between_workers = "Frames that a full inbox of another worker did not take.";
+    history_frames_refused = "Frames that the store of the history had no room for: they are not safe on the disk.";
+    relays_sent = "Frames that were sent to the broker for other servers.";
+    relays_received = "Frames of other servers that came from the broker.";
+    samples_relayed = "Samples of other servers that came from the broker.";
+    samples_missed_from_broker = "Samples of other servers that did not come: found by their sequences.";
+    relays_refused by RelayRefusal = "Messages on the topics of channels that were not handed on, by reason.";
     frames_delivered = "Frames that were handed to the kernel, once for each receiver.";
     samples_delivered = "Samples that were handed to the kernel, once for each receiver.";
     samples_dropped by DropReason = "Samples lost to a subscriber, by reason, once for each receiver.";
@@ -363,6 +383,7 @@ counters! {
     bytes_replayed = "Bytes of their frames.";
     gaps_sent = "Gap notices that were put into an outbox.";
     heartbeats_sent = "Heartbeats that were put into an outbox.";
+    presence_changes = "Samples on $presence channels that said who had come or gone, or how many there were.";
     errors_sent by ErrorCode = "Error messages that were put into an outbox, by code.";
     bytes_written = "Bytes that the kernel took from outboxes.";
     writes = "Writes to a connection: a system call each, or one for each 16 KiB with TLS.";
@@ -398,6 +419,7 @@ mod tests {
         check_label(&TlsFailure::ALL);
         check_label(&FlushCause::ALL);
         check_label(&DropReason::ALL);
+        check_label(&RelayRefusal::ALL);
         check_label(&ConflationCause::ALL);
         check_label(&HistoryEviction::ALL);
         check_label(&ReplayOutcome::ALL);

@@ -67,6 +67,14 @@ pub struct Gauges {
     pub history_frames: u64,
     /// Channels that have a history.
     pub history_channels: u64,
+    /// Bytes that the history has on the disk.
+    pub history_store_disk_bytes: u64,
+    /// Bytes that wait to be safe on the disk.
+    pub history_store_waiting_bytes: u64,
+    /// Whether what comes is not made safe.
+    pub history_store_degraded: bool,
+    /// Whether what was sent through the broker has come back lately.
+    pub broker_delivers: bool,
     /// The flush window in effect, the widest of all workers: it widens under overload.
     pub flush_window: Duration,
     /// Threads that own connections and channels.
@@ -85,6 +93,26 @@ struct GaugeRow {
 }
 
 const GAUGES: &[GaugeRow] = &[
+    GaugeRow {
+        name: "tidewire_history_store_disk_bytes",
+        help: "Bytes that the history has on the disk.",
+        value: |gauges| gauges.history_store_disk_bytes as f64,
+    },
+    GaugeRow {
+        name: "tidewire_history_store_waiting_bytes",
+        help: "Bytes of the history that wait to be safe on the disk.",
+        value: |gauges| gauges.history_store_waiting_bytes as f64,
+    },
+    GaugeRow {
+        name: "tidewire_history_store_degraded",
+        help: "1 while what is published is not made safe on the disk, though it should be.",
+        value: |gauges| f64::from(u8::from(gauges.history_store_degraded)),
+    },
+    GaugeRow {
+        name: "tidewire_broker_delivers",
+        help: "1 while what this server sends through the broker comes back; 0 without a broker.",
+        value: |gauges| f64::from(u8::from(gauges.broker_delivers)),
+    },
     GaugeRow {
         name: "tidewire_connections",
         help: "Open connections.",

@@ -28,8 +28,8 @@ pub enum Request {
     Stats(Stats),
     /// Say who one is, or go on with a new token.
     Auth(Auth),
-    /// Who is on a channel. Answered `unsupported` for now.
-    Presence(Unsupported),
+    /// Who is on a channel.
+    Presence(Presence),
     /// What is kept of a channel.
     History(History),
 }
@@ -190,11 +190,14 @@ pub struct Auth {
     pub token: Secret,
 }
 
-/// A request whose fields are not looked at, because the answer is `unsupported`.
+/// `presence`.
 #[derive(Debug, Deserialize)]
-pub struct Unsupported {
+#[serde(deny_unknown_fields)]
+pub struct Presence {
     /// Echoed in the answer.
     pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
 }
 
 /// What overflow of the outbox does to a subscription.
@@ -282,6 +285,12 @@ pub enum Event<'a> {
         /// Final ledgers.
         channels: Vec<Ledger>,
     },
+    /// A channel has ended: it was another server's, which is gone. The subscription stays.
+    Ended {
+        /// Its final ledger.
+        #[serde(flatten)]
+        ledger: Ledger,
+    },
     /// Answer to `advertise`.
     Advertised {
         /// Of the request.
@@ -309,6 +318,8 @@ pub enum Event<'a> {
         seq: Seq,
         /// Its samples.
         count: u32,
+        /// What is promised of them.
+        guarantee: Guarantee,
     },
     /// Samples that this connection will not get.
     Gap {
@@ -371,6 +382,22 @@ pub enum Event<'a> {
         outbox_bytes: usize,
         /// One ledger for each channel.
         channels: Vec<Ledger>,
+    },
+    /// Answer to `presence`.
+    Presence {
+        /// Of the request.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<u64>,
+        /// The name of the channel.
+        channel: &'a str,
+        /// Connections that receive it.
+        count: usize,
+        /// Who they are, unless they are too many.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        members: Option<&'a [Present]>,
+        /// Where `$presence.NAME` stood then, if somebody watches it.
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        as_of: Option<AsOf>,
     },
     /// A request failed; the connection lives.
     Error {
@@ -509,6 +536,35 @@ pub struct Position {
     pub cursor: Place,
 }
 
+/// A connection that receives a channel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Present {
+    /// Its number.
+    pub connection: u64,
+    /// The owner of its `$user.ID`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Box<str>>,
+}
+
+/// The last sample of `$presence.NAME` that an answer to `presence` takes into account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct AsOf {
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Its sequence; 0 if there was none.
+    pub seq: Seq,
+}
+
+/// What an `ack` promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// The samples have their sequences and go to whoever receives the channel.
+    Accepted,
+    /// And they are safe on this server's disk: they outlive its process, and its power.
+    Durable,
+}
+
 /// Why samples are lost to a subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -521,6 +577,8 @@ pub enum GapReason {
     Rate,
     /// Not kept any more, in a replay.
     History,
+    /// Lost on the way from another server.
+    Broker,
 }
 
 /// Names of errors: a closed list, `docs/PROTOCOL.md` shows it as a table.

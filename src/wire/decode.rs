@@ -138,8 +138,8 @@ pub fn next_block<'a>(body: &mut &'a [u8]) -> Result<Option<SealedBlock<'a>>, De
     Ok(Some(SealedBlock { field, content, received_ns: u64::from_le_bytes(instant) }))
 }
 
-/// Checks the content of a `Block` and returns its `source_ns`.
-fn scan_block(
+/// Checks the content of a `Block` and returns its `source_ns`. Appends to `spans`, whose offsets are from the start of the content.
+pub(super) fn scan_block(
     mut reader: Reader<'_>,
     samples_max: usize,
     spans: &mut Vec<SampleSpan>,
@@ -436,23 +436,23 @@ const fn key(field: Field, wire_type: u32) -> u32 {
 /// A place in a message. `bytes` ends where the innermost field ends and starts where the message starts, so that `at` is
 /// an offset in the message at every depth.
 #[derive(Clone, Copy)]
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
 }
 
 impl<'a> Reader<'a> {
-    fn is_at_end(&self) -> bool {
+    pub(super) fn is_at_end(&self) -> bool {
         self.at >= self.bytes.len()
     }
 
-    fn rest(self) -> &'a [u8] {
+    pub(super) fn rest(self) -> &'a [u8] {
         self.bytes.get(self.at..).unwrap_or_default()
     }
 
     /// A field's number and wire type, together as they come.
     #[inline]
-    fn key(&mut self) -> Result<u32, DecodeError> {
+    pub(super) fn key(&mut self) -> Result<u32, DecodeError> {
         let at = self.at;
         let key = self.varint(Field::Key)?;
         match u32::try_from(key) {
@@ -463,7 +463,7 @@ impl<'a> Reader<'a> {
 
     /// A varint of up to 64 bits.
     #[inline]
-    fn varint(&mut self, field: Field) -> Result<u64, DecodeError> {
+    pub(super) fn varint(&mut self, field: Field) -> Result<u64, DecodeError> {
         match self.bytes.get(self.at) {
             Some(&byte) if byte < 0x80 => {
                 self.at += 1;
@@ -495,7 +495,7 @@ impl<'a> Reader<'a> {
 
     /// So many bytes as they are.
     #[inline]
-    fn fixed<const N: usize>(&mut self, field: Field) -> Result<[u8; N], DecodeError> {
+    pub(super) fn fixed<const N: usize>(&mut self, field: Field) -> Result<[u8; N], DecodeError> {
         match self.rest().first_chunk() {
             Some(bytes) => {
                 self.at += N;
@@ -507,7 +507,7 @@ impl<'a> Reader<'a> {
 
     /// What a length-delimited field holds; goes past it.
     #[inline]
-    fn delimited(&mut self, field: Field) -> Result<Self, DecodeError> {
+    pub(super) fn delimited(&mut self, field: Field) -> Result<Self, DecodeError> {
         let at = self.at;
         let length = usize::try_from(self.varint(field)?).unwrap_or(usize::MAX);
         let start = self.at;
@@ -522,7 +522,7 @@ impl<'a> Reader<'a> {
     /// Goes past a field whose key matched none of the `known` ones: an unknown number, or a known one with another wire
     /// type, which is an error. `at` is where its key is.
     #[cold]
-    fn skip(&mut self, key: u32, at: usize, known: &[Field]) -> Result<(), DecodeError> {
+    pub(super) fn skip(&mut self, key: u32, at: usize, known: &[Field]) -> Result<(), DecodeError> {
         let wire_type = key & 7;
         let known = known.iter().copied().find(|field| field.number() == key >> 3);
         match (known, wire_type) {

@@ -130,6 +130,26 @@ impl Gate {
         Ok(issued_s)
     }
 
+    /// Takes over what another server has decided: whoever shows a token that was issued until that second of Unix time is shut out.
+    ///
+    /// # Errors
+    /// As [`Gate::revoke`].
+    pub fn note_revoked(&self, revoked: &Revoked, issued_s: u64, now: Now) -> Result<(), RevokeError> {
+        let auth = &self.config.auth;
+        let (now_s, leeway_s) = (unix_s(now), whole_seconds(auth.leeway));
+        // A clock that is far ahead, or a foe on the broker, shuts nobody out for longer than a token can live.
+        let issued_s = issued_s.min(now_s + 2 * leeway_s);
+        let until_s = issued_s + whole_seconds(auth.token_lifetime_max) + leeway_s + 1;
+        let mut revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        revocations.revoke(revoked, issued_s, until_s, now_s)
+    }
+
+    /// Who is shut out, and with tokens that were issued until which second of Unix time.
+    #[must_use]
+    pub fn revoked(&self) -> Vec<(Revoked, u64)> {
+        self.revocations.lock().unwrap_or_else(PoisonError::into_inner).list()
+    }
+
     /// Whether this is the token of those who run the server. Takes as long for a wrong one as for the right one, whatever its
     /// length.
     #[must_use]

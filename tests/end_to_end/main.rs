@@ -5,6 +5,8 @@
 
 mod admission;
 mod bad_input;
+mod cluster;
+mod durable;
 mod faults;
 mod faults_of_networks;
 mod faults_of_processes;
@@ -14,7 +16,11 @@ mod handshake;
 mod history;
 mod identity;
 mod memory;
+mod presence;
 mod protocol;
+#[expect(dead_code, reason = "the contract of the brokers needs all of it")]
+#[path = "../broker/servers.rs"]
+mod servers;
 mod shutdown;
 mod slow_subscriber;
 mod support;

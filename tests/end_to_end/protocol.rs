@@ -553,7 +553,8 @@ fn what_is_refused_leaves_the_connection_alive() {
         ("no cursor", r#"{"type":"subscribe","id":18,"channel":"a","since":"x"}"#, Some(18), "bad_request"),
         ("no channel", r#"{"type":"history","id":19,"channel":"a.*"}"#, Some(19), "bad_channel"),
         ("auth", r#"{"type":"auth","id":20,"token":"secret"}"#, Some(20), "unsupported"),
-        ("presence", r#"{"type":"presence","id":21}"#, Some(21), "unsupported"),
+        ("nobody's presence", r#"{"type":"presence","id":21}"#, Some(21), "bad_request"),
+        ("a pattern's presence", r#"{"type":"presence","id":22,"channel":"a.>"}"#, Some(22), "bad_channel"),
     ];
     for (what, text, id, code) in rows {
         client.text(text);

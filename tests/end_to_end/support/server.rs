@@ -161,6 +161,29 @@ impl Process {
         Self::spawn(Self::command("127.0.0.1:0").args(arguments).stderr(log))
     }
 
+    /// Starts it so that a write over the limit of [`Process::limit_files`] fails as on a full disk, instead of ending the process.
+    pub(crate) fn start_without_size_signal(settings: &[&str]) -> Self {
+        let plain = Self::command("127.0.0.1:0");
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped());
+        Self::spawn(command.stderr(Stdio::piped()))
+    }
+
+    /// No file of it may grow over that many bytes.
+    pub(crate) fn limit_files(&self, bytes: u64) {
+        let id = self.child.id().to_string();
+        let status =
+            Command::new("prlimit").args(["--pid", &id, &format!("--fsize={bytes}:")]).status().unwrap();
+        assert!(status.success(), "prlimit --pid {id}");
+    }
+
     fn command(listen: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidewire"));
         command.args(["serve", "--listen", listen, "--no-host-telemetry", "--enable-echo"]);

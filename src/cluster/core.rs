@@ -1,0 +1,614 @@
+//! What a server of several does with what clients, other servers and the broker say: which topics to be subscribed to, whose
+//! streams there are, and who waits for them. No task and no clock of its own; what follows goes to the router and to a [`Wire`].
+//!
+//! A topic is subscribed to while somebody here subscribes to its name and another server may publish it. Whoever subscribes is
+//! answered when every topic that matters is live and each stream that is known of has said where it stands: from then on
+//! nothing is missed.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use slab::Slab;
+
+use super::catalogue::{Catalogue, Outcome};
+use super::message::{CHANNELS_PER_MESSAGE, Envelope, Message};
+use crate::clock::Now;
+use crate::hub::directory::ChannelInfo;
+use crate::hub::router::{Arrival, Relayed, Router, ToWorker, Waiter};
+use crate::pattern::index::PatternIndex;
+use crate::pattern::{self, Pattern};
+use crate::wire::relay::{self, NodeId};
+
+/// The longest that a `subscribe` waits for other servers. With a broker that answers it takes some round trips; with one that
+/// does not, what is published here must not wait much longer than a reader notices.
+pub const WAIT_MAX: Duration = Duration::from_millis(500);
+
+/// How long a topic stays subscribed to after the last who wanted it: whoever reloads a page comes back within it.
+pub const UNWANTED_FOR: Duration = Duration::from_secs(5);
+
+/// The side of the broker, as far as it is needed here. Nothing waits.
+pub trait Wire {
+    /// Subscribes to the topic of a name.
+    fn subscribe(&self, name: &str);
+    /// Ends that.
+    fn unsubscribe(&self, name: &str);
+    /// Says something to all servers.
+    fn say(&self, message: Vec<u8>);
+}
+
+/// What others are to be told to do here, beside what the router carries.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Somebody is shut out.
+    Revoked(crate::auth::revocations::Revoked, u64),
+    /// A server is new and has to hear who was shut out before.
+    NewServer,
+    /// What was said comes back from the broker: by this server's clock it was sent then.
+    Echo {
+        /// Nanoseconds since the Unix epoch.
+        sent_ns: u64,
+    },
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Core {
+    node: NodeId,
+    router: Arc<Router>,
+    /// Whether the broker keeps messages: then there may be something under a name that nobody publishes any more.
+    keeps: bool,
+    /// How long a stream that nobody publishes any more stays.
+    linger: Duration,
+    name_bytes_max: usize,
+    up: bool,
+    connects: u64,
+    /// What is published here, and how often that has changed.
+    own: BTreeMap<Box<str>, u32>,
+    revision: u64,
+    catalogue: Catalogue,
+    /// Subscriptions here, each pattern with its number and how many there are.
+    patterns: HashMap<Pattern, (usize, usize)>,
+    numbers: Slab<()>,
+    index: PatternIndex<usize>,
+    topics: HashMap<Arc<str>, Topic>,
+    waits: HashMap<u64, Wait>,
+    next_wait: u64,
+    deadlines: VecDeque<(Instant, u64)>,
+    /// Changes of other servers' lists that are followed as soon as topics are live.
+    following: Vec<Following>,
+    /// Names that are published here since lately, of which not all others have said that they know.
+    untold: VecDeque<Untold>,
+    /// Topics that are live since lately: their publishers are asked where their streams stand.
+    ask: Vec<Box<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Topic {
+    live: bool,
+    unwanted_since: Option<Instant>,
+    /// Streams that have said where they stand, and when they last said anything.
+    streams: HashMap<u32, Instant>,
+    /// Who waits for it.
+    waits: Vec<u64>,
+}
+
+/// Others' changes that are followed at once. More are a fault, or a foe on the broker; whoever waits for those waits in vain.
+const FOLLOWING_MAX: usize = 1_024;
+
+#[derive(Debug)]
+struct Following {
+    of: NodeId,
+    revision: u64,
+    /// Topics that are not live yet.
+    names: HashSet<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Untold {
+    waiter: Waiter,
+    /// The change that it is in.
+    revision: u64,
+    /// Who has not said that it knows of it.
+    missing: HashSet<NodeId>,
+    deadline: Instant,
+}
+
+#[derive(Debug)]
+struct Wait {
+    waiter: Waiter,
+    /// Topics that are not settled.
+    topics: usize,
+}
+
+impl Core {
+    /// The state of a server that is connected to nobody yet.
+    #[must_use]
+    pub fn new(
+        node: NodeId,
+        router: Arc<Router>,
+        keeps: bool,
+        limits: &crate::config::ChannelLimits,
+    ) -> Self {
+        router.directory(crate::hub::directory::Directory::note_changes);
+        Self {
+            node,
+            router,
+            keeps,
+            linger: limits.linger,
+            name_bytes_max: limits.channel_name_bytes_max,
+            up: false,
+            connects: 0,
+            own: BTreeMap::new(),
+            revision: 0,
+            catalogue: Catalogue::new(limits.channels_total_max),
+            patterns: HashMap::new(),
+            numbers: Slab::new(),
+            index: PatternIndex::new(),
+            topics: HashMap::new(),
+            waits: HashMap::new(),
+            next_wait: 0,
+            deadlines: VecDeque::new(),
+            following: Vec::new(),
+            untold: VecDeque::new(),
+            ask: Vec::new(),
+        }
+    }
+
+    /// Who the others are, and how many names each publishes.
+    #[must_use]
+    pub const fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Topics that are subscribed to.
+    #[must_use]
+    pub fn topics(&self) -> usize {
+        self.topics.len()
+    }
+
+    /// Somebody subscribes.
+    pub fn want(&mut self, pattern: Pattern, waiter: Waiter, wire: &dyn Wire, now: Now) {
+        self.take_changes(wire, now);
+        let matching = self.names_for(&pattern);
+        if let Some((_, count)) = self.patterns.get_mut(&pattern) {
+            *count += 1;
+        } else {
+            let number = self.numbers.insert(());
+            self.index.insert(&pattern, number);
+            self.patterns.insert(pattern, (number, 1));
+        }
+        let wait = self.next_wait;
+        self.next_wait += 1;
+        let mut unsettled = 0;
+        for name in matching {
+            self.evaluate(&name, wire, now);
+            let settled = self.is_settled(&name);
+            if let Some(topic) = self.topics.get_mut(&*name)
+                && self.up
+                && !settled
+            {
+                topic.waits.push(wait);
+                unsettled += 1;
+            }
+        }
+        if unsettled == 0 {
+            self.router.pass_on(Arrival { passed: 0, waiter });
+        } else {
+            self.waits.insert(wait, Wait { waiter, topics: unsettled });
+            self.deadlines.push_back((now.at + WAIT_MAX, wait));
+        }
+    }
+
+    /// Somebody begins to publish under a name, and waits until no other server misses what comes.
+    pub fn open(&mut self, waiter: Waiter, wire: &dyn Wire, now: Now) {
+        self.take_changes(wire, now);
+        let missing: HashSet<NodeId> = self.catalogue.list().map(|(node, _)| node).collect();
+        if !self.up || missing.is_empty() {
+            self.router.pass_on(Arrival { passed: 0, waiter });
+            return;
+        }
+        let deadline = now.at + WAIT_MAX;
+        self.untold.push_back(Untold { waiter, revision: self.revision, missing, deadline });
+    }
+
+    /// Another server knows of a change of this one's list.
+    fn note_seen(&mut self, node: NodeId, revision: u64) {
+        let router = &self.router;
+        self.untold.retain_mut(|untold| {
+            if untold.revision <= revision {
+                untold.missing.remove(&node);
+            }
+            let waits = !untold.missing.is_empty();
+            if !waits {
+                router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
+            }
+            waits
+        });
+    }
+
+    /// Says which changes of others are followed by now.
+    fn tell_followed(&mut self, wire: &dyn Wire) {
+        let is_live =
+            |topics: &HashMap<Arc<str>, Topic>, name: &str| topics.get(name).is_none_or(|topic| topic.live);
+        let mut followed = Vec::new();
+        self.following.retain_mut(|following| {
+            following.names.retain(|name| !is_live(&self.topics, name));
+            if following.names.is_empty() {
+                followed.push(Message::Seen { of: following.of, revision: following.revision });
+            }
+            !following.names.is_empty()
+        });
+        followed.into_iter().for_each(|message| self.say(message, wire));
+    }
+
+    /// A subscription has ended.
+    pub fn unwant(&mut self, pattern: &Pattern, wire: &dyn Wire, now: Now) {
+        let Some((number, count)) = self.patterns.get_mut(pattern) else {
+            debug_assert!(false, "ended more often than begun");
+            return;
+        };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        let number = *number;
+        self.patterns.remove(pattern);
+        self.index.remove(pattern, number);
+        self.numbers.remove(number);
+        for name in self.names_for(pattern) {
+            self.evaluate(&name, wire, now);
+        }
+    }
+
+    /// The broker is there (again).
+    pub fn connected(&mut self, wire: &dyn Wire, now: Now) {
+        self.up = true;
+        self.connects += 1;
+        self.hello(wire, now);
+        // Whatever was said while there was no connection, here or there, may be lost.
+        self.doubt(None);
+    }
+
+    /// The broker is gone: nobody waits for it.
+    pub fn disconnected(&mut self) {
+        self.up = false;
+        for topic in self.topics.values_mut() {
+            topic.waits.clear();
+        }
+        for (_, wait) in self.waits.drain() {
+            self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
+        }
+        self.deadlines.clear();
+        for untold in self.untold.drain(..) {
+            self.router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
+        }
+        self.following.clear();
+    }
+
+    /// The topic of a name is live, and this is what the broker keeps of it.
+    pub fn subscribed(&mut self, name: &str, backlog: Vec<Bytes>, now: Now) {
+        let Some((name, topic)) =
+            self.topics.get_key_value(name).map(|(name, topic)| (Arc::clone(name), topic.live))
+        else {
+            return;
+        };
+        if topic {
+            return;
+        }
+        if !backlog.is_empty() {
+            for payload in backlog {
+                self.relay(&name, payload, true, now);
+            }
+            self.router.send(self.router.home_of(&name), ToWorker::BacklogRead(Arc::clone(&name)));
+        }
+        if let Some(topic) = self.topics.get_mut(&name) {
+            topic.live = true;
+        }
+        self.ask.push((*name).into());
+        self.settle(&name);
+    }
+
+    /// A subscription that cannot be had: nobody waits for it.
+    pub fn refused(&mut self, name: &str, wire: &dyn Wire) {
+        self.give_up_waits(name);
+        self.following.iter_mut().for_each(|following| following.names.retain(|wanted| **wanted != *name));
+        self.tell_followed(wire);
+    }
+
+    /// A payload has come on the topic of a name.
+    pub fn message(&mut self, name: &str, payload: Bytes, now: Now) {
+        let Some(name) = self.topics.get_key_value(name).map(|(name, _)| Arc::clone(name)) else { return };
+        self.relay(&name, payload, false, now);
+        self.settle(&name);
+    }
+
+    fn relay(&mut self, name: &Arc<str>, payload: Bytes, backlog: bool, now: Now) {
+        let peeked = relay::peek(&payload);
+        let relayed = Relayed { name: Arc::clone(name), payload, backlog, received: now, permit: None };
+        if !self.router.send_relayed(Box::new(relayed)) {
+            return;
+        }
+        if let Some((node, epoch)) = peeked
+            && node != self.node
+            && let Some(topic) = self.topics.get_mut(name)
+            && (topic.streams.len() < crate::hub::directory::MIRRORS_PER_NAME_MAX
+                || topic.streams.contains_key(&epoch))
+        {
+            topic.streams.insert(epoch, now.at);
+        }
+    }
+
+    /// Another server, or this one, has said something to all.
+    pub fn heard(&mut self, bytes: &[u8], wire: &dyn Wire, now: Now) -> Vec<Told> {
+        let envelope = match Envelope::decode(bytes) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::debug!(error = %error.escape_default(), "a message on the servers' topic is none");
+                return Vec::new();
+            }
+        };
+        let Envelope { node, message } = envelope;
+        if node == self.node {
+            return match message {
+                Message::Hello { sent_ns, .. } => vec![Told::Echo { sent_ns }],
+                _ => Vec::new(),
+            };
+        }
+        let mut told = Vec::new();
+        match &message {
+            Message::List { of } if *of == self.node => self.send_list(wire),
+            Message::Where { names } => {
+                for name in names.iter().filter(|name| self.own.contains_key(*name)) {
+                    let home = self.router.home_of(name);
+                    self.router.send(home, ToWorker::TellHead(Arc::from(&**name)));
+                }
+            }
+            Message::Seen { of, revision } if *of == self.node => self.note_seen(node, *revision),
+            Message::Revoke { revoked, issued_s } => told.push(Told::Revoked(revoked.clone(), *issued_s)),
+            Message::Changed { .. }
+            | Message::Listing { .. }
+            | Message::Hello { .. }
+            | Message::List { .. }
+            | Message::Seen { .. } => {}
+        }
+        let message = self.with_sound_names(message);
+        let Outcome { new, ask, doubt, changed, followed } = self.catalogue.handle(node, message, now.at);
+        if new {
+            tracing::info!(%node, "another server is there");
+            told.push(Told::NewServer);
+            self.hello(wire, now);
+        }
+        if ask {
+            self.say(Message::List { of: node }, wire);
+        }
+        self.ask.extend(doubt.into_iter().filter(|name| self.topics.contains_key(&**name)));
+        for name in &changed {
+            self.evaluate(name, wire, now);
+            self.settle(name);
+        }
+        if let Some(revision) = followed
+            && self.following.len() < FOLLOWING_MAX
+        {
+            self.following.push(Following { of: node, revision, names: changed.into_iter().collect() });
+            self.tell_followed(wire);
+        }
+        told
+    }
+
+    /// What another server may have made up is no name of a channel.
+    fn with_sound_names(&self, mut message: Message) -> Message {
+        let sound = |name: &str| pattern::check_name(name, self.name_bytes_max).is_ok();
+        if let Message::Changed { opened: channels, .. } | Message::Listing { channels, .. } = &mut message {
+            channels.retain(|name, epoch| *epoch != 0 && sound(name));
+        }
+        message
+    }
+
+    /// To be called when a name here is published to since lately or not any more.
+    pub fn take_changes(&mut self, wire: &dyn Wire, now: Now) {
+        let changed = self.router.directory(crate::hub::directory::Directory::take_changed);
+        let crossing = changed.into_iter().filter(|(name, _)| self.crosses(name));
+        let (mut opened, mut closed) = (BTreeMap::new(), Vec::new());
+        for (name, info) in crossing.collect::<Vec<(Box<str>, Option<Arc<ChannelInfo>>)>>() {
+            match info {
+                Some(info) if self.own.get(&name) != Some(&info.epoch) => {
+                    self.own.insert(name.clone(), info.epoch);
+                    opened.insert(name.clone(), info.epoch);
+                }
+                None if self.own.remove(&name).is_some() => closed.push(name.clone()),
+                Some(_) | None => {}
+            }
+            self.evaluate(&name, wire, now);
+            if opened.len() + closed.len() >= CHANNELS_PER_MESSAGE {
+                self.tell_changed(&mut opened, &mut closed, wire);
+            }
+        }
+        if !opened.is_empty() || !closed.is_empty() {
+            self.tell_changed(&mut opened, &mut closed, wire);
+        }
+    }
+
+    fn tell_changed(
+        &mut self,
+        opened: &mut BTreeMap<Box<str>, u32>,
+        closed: &mut Vec<Box<str>>,
+        wire: &dyn Wire,
+    ) {
+        self.revision += 1;
+        let (opened, closed) = (std::mem::take(opened), std::mem::take(closed));
+        self.say(Message::Changed { revision: self.revision, opened, closed }, wire);
+    }
+
+    /// Whether a name is for other servers, too.
+    fn crosses(&self, name: &str) -> bool {
+        self.router.outlet().is_some_and(|outlet| outlet.crosses(name))
+    }
+
+    /// Messages of a name's topic may be lost, or of every topic that is not kept.
+    pub fn doubt(&mut self, name: Option<&str>) {
+        let live = |(name, topic): (&Arc<str>, &Topic)| topic.live.then(|| (**name).into());
+        match name {
+            Some(name) => self.ask.extend(self.topics.get_key_value(name).and_then(live)),
+            None => self.ask.extend(self.topics.iter().filter_map(live)),
+        }
+    }
+
+    /// Asks where streams stand whose topics are live since lately, and says so. To be called after whatever may have made them
+    /// so.
+    pub fn ask_where(&mut self, wire: &dyn Wire) {
+        if self.ask.is_empty() {
+            return;
+        }
+        self.tell_followed(wire);
+        let ask = std::mem::take(&mut self.ask);
+        for names in ask.chunks(CHANNELS_PER_MESSAGE) {
+            let names = names.iter().filter(|name| self.catalogue.lists(name)).cloned().collect::<Vec<_>>();
+            if !names.is_empty() {
+                self.say(Message::Where { names }, wire);
+            }
+        }
+    }
+
+    /// Work that is due ten times a second: whoever has waited too long is answered.
+    pub fn tick(&mut self, now: Now) {
+        while let Some(untold) = self.untold.front()
+            && untold.deadline <= now.at
+        {
+            self.router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
+            self.untold.pop_front();
+        }
+        while let Some((deadline, wait)) = self.deadlines.front().copied()
+            && deadline <= now.at
+        {
+            self.deadlines.pop_front();
+            if let Some(wait) = self.waits.remove(&wait) {
+                self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
+            }
+        }
+    }
+
+    /// Work that is due each second: a sign of life, and what has ended.
+    pub fn second(&mut self, wire: &dyn Wire, now: Now) {
+        self.hello(wire, now);
+        for name in self.catalogue.expire(now.at) {
+            self.evaluate(&name, wire, now);
+            self.settle(&name);
+        }
+        let (linger, catalogue, router) = (self.linger, &self.catalogue, &self.router);
+        self.topics.retain(|name, topic| {
+            let listed: HashSet<u32> = catalogue.streams(name).collect();
+            let unwanted = topic
+                .unwanted_since
+                .is_some_and(|since| now.at.saturating_duration_since(since) >= UNWANTED_FOR);
+            topic.streams.retain(|epoch, heard| {
+                let recent = now.at.saturating_duration_since(*heard) < linger;
+                let keep = !unwanted && (recent || listed.contains(epoch));
+                if !keep {
+                    let ended = ToWorker::Ended { name: Arc::clone(name), epoch: *epoch };
+                    router.send(router.home_of(name), ended);
+                }
+                keep
+            });
+            if unwanted {
+                wire.unsubscribe(name);
+            }
+            !unwanted
+        });
+    }
+
+    /// Says that somebody is shut out.
+    pub fn tell_revoked(&self, revoked: crate::auth::revocations::Revoked, issued_s: u64, wire: &dyn Wire) {
+        self.say(Message::Revoke { revoked, issued_s }, wire);
+    }
+
+    fn hello(&self, wire: &dyn Wire, now: Now) {
+        if self.up {
+            let (revision, connects) = (self.revision, self.connects);
+            self.say(Message::Hello { revision, connects, sent_ns: now.wall_ns }, wire);
+        }
+    }
+
+    fn send_list(&self, wire: &dyn Wire) {
+        let all: Vec<_> = self.own.iter().map(|(name, epoch)| (name.clone(), *epoch)).collect();
+        let parts: Vec<_> =
+            if all.is_empty() { vec![&[][..]] } else { all.chunks(CHANNELS_PER_MESSAGE).collect() };
+        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        for (part, channels) in (0..).zip(parts) {
+            let channels = channels.iter().cloned().collect();
+            self.say(Message::Listing { revision: self.revision, part, parts: count, channels }, wire);
+        }
+    }
+
+    fn say(&self, message: Message, wire: &dyn Wire) {
+        wire.say(Envelope { node: self.node, message }.encode());
+    }
+
+    /// The names that matter to a pattern.
+    fn names_for(&self, pattern: &Pattern) -> Vec<Box<str>> {
+        if pattern.is_literal() {
+            return vec![pattern.as_str().into()];
+        }
+        let known = self.topics.keys().map(AsRef::as_ref).filter(|name| !self.catalogue.lists(name));
+        known.chain(self.catalogue.names()).filter(|name| pattern.matches(name)).map(Into::into).collect()
+    }
+
+    fn is_wanted(&self, name: &str) -> bool {
+        if !self.crosses(name) {
+            return false;
+        }
+        if self.catalogue.lists(name) {
+            let mut matched = false;
+            self.index.matching(name, &mut |_| matched = true);
+            return matched;
+        }
+        // Nobody is known to publish it elsewhere. Somebody may begin to, and his first samples are quicker than the news of
+        // him; and a broker that keeps may have what a server that is gone has published. With one that does not, what is
+        // published here alone need not come back.
+        let by_name =
+            Pattern::parse(name, self.name_bytes_max).is_ok_and(|name| self.patterns.contains_key(&name));
+        by_name && (self.keeps || !self.own.contains_key(name))
+    }
+
+    /// Subscribes to a name's topic, or has that end, if it is another matter now who wants it.
+    fn evaluate(&mut self, name: &str, wire: &dyn Wire, now: Now) {
+        let wanted = self.is_wanted(name);
+        match self.topics.get_mut(name) {
+            Some(topic) if wanted => topic.unwanted_since = None,
+            Some(topic) => drop(topic.unwanted_since.get_or_insert(now.at)),
+            None if wanted => {
+                self.topics.insert(name.into(), Topic::default());
+                wire.subscribe(name);
+            }
+            None => {}
+        }
+    }
+
+    /// Whether everything that is published under a name from now on is handed out here.
+    fn is_settled(&self, name: &str) -> bool {
+        self.topics.get(name).is_none_or(|topic| {
+            topic.live && self.catalogue.streams(name).all(|epoch| topic.streams.contains_key(&epoch))
+        })
+    }
+
+    /// Tells whoever waits for a topic, if it is settled now.
+    fn settle(&mut self, name: &str) {
+        if self.topics.get(name).is_some_and(|topic| !topic.waits.is_empty()) && self.is_settled(name) {
+            self.give_up_waits(name);
+        }
+    }
+
+    fn give_up_waits(&mut self, name: &str) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        for number in std::mem::take(&mut topic.waits) {
+            let Some(wait) = self.waits.get_mut(&number) else { continue };
+            wait.topics -= 1;
+            if wait.topics == 0
+                && let Some(wait) = self.waits.remove(&number)
+            {
+                self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
+            }
+        }
+    }
+}

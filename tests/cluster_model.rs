@@ -1,0 +1,702 @@
+//! Several servers against a broker that loses, repeats and disconnects: real hubs and the real core of a cluster, a simulated
+//! broker between them, seeded random operations. What a subscriber hears of each stream has to be in order, once, as it was
+//! published, and complete but for what it was told is missing; and what it is told is complete once nothing moves any more.
+//!
+//! `TIDEWIRE_MODEL_CASES` sets how many cases run, `TIDEWIRE_MODEL_SEED` with which seed the first one begins.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::cell::RefCell;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use serde_json::Value as Json;
+use tidewire::auth::revocations::Revoked;
+use tidewire::clock::{Clock, Now};
+use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
+use tidewire::config::Config;
+use tidewire::hub::Hub;
+use tidewire::hub::access::Standing;
+use tidewire::hub::membership::NewMember;
+use tidewire::hub::router::{Outlet, Router, ToWorker, Waiter};
+use tidewire::outbox::Take;
+use tidewire::outbox::handle::OutboxHandle;
+use tidewire::pattern::Pattern;
+use tidewire::session::DeliveryOptions;
+use tidewire::wire::control::Policy;
+use tidewire::wire::decode::scan_publish;
+use tidewire::wire::proto::sample::Value;
+use tidewire::wire::proto::{Block, Frame, Publish, Sample};
+use tidewire::wire::relay::{NodeId, Payload};
+use tidewire::wire::{Codec, ConnectionId};
+use tokio::sync::mpsc;
+
+const CASES: u64 = 200;
+const NAMES: [&str; 3] = ["a.x", "a.y", "b"];
+const PATTERNS: [&str; 6] = ["a.x", "a.y", "b", "a.*", ">", "*.x"];
+/// The topic that all servers read.
+const NODES: &str = "#nodes";
+
+/// What a hub tells the others, in the order in which it did.
+#[derive(Debug)]
+struct Outgoing {
+    node: NodeId,
+    said: Mutex<VecDeque<Said>>,
+}
+
+#[derive(Debug)]
+enum Said {
+    Publish(String, Bytes),
+    Want(Pattern, Waiter),
+    Unwant(Pattern),
+    Opened(Waiter),
+    Changed,
+}
+
+impl Outlet for Outgoing {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn crosses(&self, name: &str) -> bool {
+        !name.starts_with("$sys.")
+    }
+
+    fn publish(&self, name: &str, payload: Payload) {
+        let payload = Bytes::from([payload.head, payload.body].concat());
+        self.said.lock().unwrap().push_back(Said::Publish(name.to_owned(), payload));
+    }
+
+    fn want(&self, pattern: &Pattern, waiter: Waiter) {
+        self.said.lock().unwrap().push_back(Said::Want(pattern.clone(), waiter));
+    }
+
+    fn unwant(&self, pattern: &Pattern) {
+        self.said.lock().unwrap().push_back(Said::Unwant(pattern.clone()));
+    }
+
+    fn tell_opened(&self, waiter: Waiter) {
+        self.said.lock().unwrap().push_back(Said::Opened(waiter));
+    }
+
+    fn note_changed(&self) {
+        self.said.lock().unwrap().push_back(Said::Changed);
+    }
+
+    fn tell_revoked(&self, _: &Revoked, _: u64) {}
+}
+
+/// What a core asks of the broker.
+#[derive(Debug, Default)]
+struct Asked(RefCell<Vec<Ask>>);
+
+#[derive(Debug)]
+enum Ask {
+    Subscribe(String),
+    Unsubscribe(String),
+    Say(Bytes),
+}
+
+impl Wire for Asked {
+    fn subscribe(&self, name: &str) {
+        self.0.borrow_mut().push(Ask::Subscribe(name.to_owned()));
+    }
+
+    fn unsubscribe(&self, name: &str) {
+        self.0.borrow_mut().push(Ask::Unsubscribe(name.to_owned()));
+    }
+
+    fn say(&self, message: Vec<u8>) {
+        self.0.borrow_mut().push(Ask::Say(message.into()));
+    }
+}
+
+/// What the broker has for a server.
+#[derive(Debug)]
+enum Event {
+    Up,
+    Down,
+    Subscribed(String),
+    Message(String, Bytes),
+}
+
+struct Node {
+    router: Arc<Router>,
+    hubs: Vec<Hub>,
+    inboxes: Vec<mpsc::Receiver<ToWorker>>,
+    outgoing: Arc<Outgoing>,
+    asked: Asked,
+    core: Core,
+    topics: HashSet<String>,
+    events: VecDeque<Event>,
+    connected: bool,
+    publisher: usize,
+    publisher_handle: Rc<OutboxHandle>,
+}
+
+/// What a peer has heard of a stream: from its first sequence on, the value of each sample, or none where it was told that it
+/// is missing.
+#[derive(Debug, Default)]
+struct Heard {
+    epoch: u32,
+    start: u64,
+    values: BTreeMap<u64, f64>,
+    missing: u64,
+    last: u64,
+    ended: bool,
+}
+
+struct Peer {
+    node: usize,
+    worker: usize,
+    member: usize,
+    handle: Rc<OutboxHandle>,
+    streams: HashMap<u32, Heard>,
+    answered: u64,
+}
+
+struct World {
+    config: Arc<Config>,
+    nodes: Vec<Node>,
+    now: Now,
+    peers: Vec<Peer>,
+    /// What each life of a sequence was given.
+    published: HashMap<u32, Vec<f64>>,
+    next: f64,
+    loss: u32,
+    random: fastrand::Rng,
+}
+
+impl World {
+    fn new(nodes: usize, workers: usize, seed: u64) -> Self {
+        let config = Arc::new(Config { workers, ..Config::default() });
+        let now = Clock::new().now();
+        let mut world = Self {
+            config,
+            nodes: Vec::new(),
+            now,
+            peers: Vec::new(),
+            published: HashMap::new(),
+            next: 1.0,
+            loss: 0,
+            random: fastrand::Rng::with_seed(seed),
+        };
+        for number in 1..=nodes as u64 {
+            let node = world.start(NodeId(number));
+            world.nodes.push(node);
+        }
+        world
+    }
+
+    fn start(&self, id: NodeId) -> Node {
+        let (router, inboxes) = Router::new(self.config.workers, self.config.channel.channels_total_max);
+        let outgoing = Arc::new(Outgoing { node: id, said: Mutex::default() });
+        let outlet: Arc<dyn Outlet> = outgoing.clone();
+        router.set_outlet(outlet);
+        let core = Core::new(id, Arc::clone(&router), false, &self.config.channel);
+        let mut hubs: Vec<Hub> = (0..self.config.workers)
+            .map(|worker| Hub::new(worker, Arc::clone(&self.config), Arc::clone(&router)))
+            .collect();
+        let (new, publisher_handle) = new_member(&self.config, 1_000);
+        let publisher = hubs[0].add_member(new, self.now);
+        let topics = HashSet::from([NODES.to_owned()]);
+        let events = VecDeque::from([Event::Up]);
+        let asked = Asked::default();
+        Node {
+            router,
+            hubs,
+            inboxes,
+            outgoing,
+            asked,
+            core,
+            topics,
+            events,
+            connected: true,
+            publisher,
+            publisher_handle,
+        }
+    }
+
+    fn connect(&mut self, node: usize, worker: usize) {
+        let worker = worker % self.config.workers;
+        let (new, handle) = new_member(&self.config, self.peers.len() as u64 + 1);
+        let member = self.nodes[node].hubs[worker].add_member(new, self.now);
+        self.peers.push(Peer { node, worker, member, handle, streams: HashMap::new(), answered: 0 });
+    }
+
+    fn subscribe(&mut self, peer: usize, pattern: &str) {
+        let Peer { node, worker, member, ref handle, .. } = self.peers[peer];
+        // The inbound loop reads no further meanwhile.
+        if handle.has_unanswered() {
+            return;
+        }
+        let pattern = Pattern::parse(pattern, 255).unwrap();
+        let delivery = DeliveryOptions {
+            policy: Policy::DropOldest,
+            max_delay_ms: [0, 10, 50][self.random.usize(..3)],
+            max_age_ms: 60_000,
+            max_rate_hz: None,
+        };
+        self.nodes[node].hubs[worker].subscribe(member, Some(1), &pattern, delivery, None, self.now).unwrap();
+    }
+
+    fn unsubscribe(&mut self, peer: usize, pattern: &str) {
+        let Peer { node, worker, member, ref handle, .. } = self.peers[peer];
+        if handle.has_unanswered() {
+            return;
+        }
+        let pattern = Pattern::parse(pattern, 255).unwrap();
+        // Not subscribed is an answer like any other.
+        let _ = self.nodes[node].hubs[worker].unsubscribe(member, None, &pattern, self.now);
+    }
+
+    fn publish(&mut self, node: usize, name: &str, samples: usize) {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        let id = this.hubs[0].advertise(this.publisher, None, name, now).unwrap();
+        let values: Vec<f64> = (0..samples).map(|index| self.next + index as f64).collect();
+        self.next += samples as f64;
+        let sample = |value: &f64| Sample { source_delta_ns: 0, value: Some(Value::Number(*value)) };
+        let block = Block { source_ns: 1, received_ns: 0, samples: values.iter().map(sample).collect() };
+        let message = Publish { channel: id.0, block: Some(block), ack: 0 }.encode_to_vec();
+        let mut spans = Vec::new();
+        let scanned = scan_publish(&message, 100, &mut spans).unwrap();
+        let _ = this.hubs[0].publish(this.publisher, &scanned, &spans, now);
+        let info = this.router.directory(|directory| directory.published_as(name)).unwrap();
+        self.published.entry(info.epoch).or_default().extend(values);
+    }
+
+    /// One step of what moves by itself; `false` if there is nothing to do for that server.
+    fn step(&mut self, node: usize) -> bool {
+        let now = self.now;
+        let mut moved = false;
+        let this = &mut self.nodes[node];
+        let worker = self.random.usize(..self.config.workers);
+        if let Ok(message) = this.inboxes[worker].try_recv() {
+            this.hubs[worker].handle(message, now);
+            moved = true;
+        }
+        let said = this.outgoing.said.lock().unwrap().pop_front();
+        match said {
+            Some(Said::Publish(name, payload)) if this.connected => self.carry(&name, &payload),
+            Some(Said::Publish(..)) => {}
+            Some(Said::Want(pattern, waiter)) => this.core.want(pattern, waiter, &this.asked, now),
+            Some(Said::Unwant(pattern)) => this.core.unwant(&pattern, &this.asked, now),
+            Some(Said::Opened(waiter)) => this.core.open(waiter, &this.asked, now),
+            Some(Said::Changed) => this.core.take_changes(&this.asked, now),
+            None => moved |= self.take_event(node),
+        }
+        self.carry_asked(node);
+        moved
+            || !self.nodes[node].outgoing.said.lock().unwrap().is_empty()
+            || !self.nodes[node].events.is_empty()
+    }
+
+    fn take_event(&mut self, node: usize) -> bool {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        let Some(event) = this.events.pop_front() else { return false };
+        match event {
+            Event::Up => this.core.connected(&this.asked, now),
+            Event::Down => this.core.disconnected(),
+            Event::Subscribed(name) => this.core.subscribed(&name, Vec::new(), now),
+            Event::Message(name, payload) if name == NODES => {
+                drop(this.core.heard(&payload, &this.asked, now))
+            }
+            Event::Message(name, payload) => this.core.message(&name, payload, now),
+        }
+        this.core.ask_where(&this.asked);
+        true
+    }
+
+    fn carry_asked(&mut self, node: usize) {
+        for ask in self.nodes[node].asked.0.take() {
+            let this = &mut self.nodes[node];
+            match ask {
+                Ask::Subscribe(name) => {
+                    this.topics.insert(name.clone());
+                    this.events.push_back(Event::Subscribed(name));
+                }
+                Ask::Unsubscribe(name) => drop(this.topics.remove(&name)),
+                Ask::Say(payload) if this.connected => self.carry(NODES, &payload),
+                Ask::Say(_) => {}
+            }
+        }
+    }
+
+    /// The broker: to all who are there and want it, in order, but for what it loses and repeats.
+    fn carry(&mut self, name: &str, payload: &Bytes) {
+        for node in &mut self.nodes {
+            if node.connected && node.topics.contains(name) {
+                let lost = self.random.u32(..100) < self.loss;
+                let copies = if lost { self.random.usize(..3) } else { 1 };
+                for _ in 0..copies {
+                    node.events.push_back(Event::Message(name.to_owned(), payload.clone()));
+                }
+            }
+        }
+    }
+
+    fn set_connected(&mut self, node: usize, connected: bool) {
+        let this = &mut self.nodes[node];
+        if this.connected != connected {
+            this.connected = connected;
+            this.events.push_back(if connected { Event::Up } else { Event::Down });
+        }
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.now = self.now.plus(Duration::from_millis(ms));
+        let now = self.now;
+        for node in &mut self.nodes {
+            for hub in &mut node.hubs {
+                hub.poll_due(now);
+                hub.tick(now);
+            }
+            node.core.tick(now);
+        }
+    }
+
+    fn second(&mut self) {
+        self.advance(1_000);
+        let now = self.now;
+        for node in &mut self.nodes {
+            node.core.second(&node.asked, now);
+        }
+        for node in 0..self.nodes.len() {
+            self.carry_asked(node);
+        }
+    }
+
+    /// Until nothing moves, what waits for a deadline included.
+    fn settle(&mut self) {
+        for _ in 0..4 {
+            self.second();
+            let mut quiet = 0;
+            while quiet < 40 {
+                let moved = (0..self.nodes.len()).any(|node| self.step(node));
+                quiet = if moved { 0 } else { quiet + 1 };
+            }
+        }
+        (0..self.peers.len()).for_each(|peer| self.read(peer));
+    }
+
+    fn read(&mut self, place: usize) {
+        let peer = &mut self.peers[place];
+        let mut stream = Vec::new();
+        {
+            let mut outbox = peer.handle.outbox().borrow_mut();
+            outbox.poll(self.now).unwrap();
+            outbox.gather(|bytes| {
+                stream.extend_from_slice(bytes);
+                Take::More
+            });
+            let length = stream.len();
+            outbox.advance(length, |_| {});
+        }
+        let mut rest = &stream[..];
+        while let Some((opcode, payload, after)) = split(rest) {
+            rest = after;
+            if opcode == 1 {
+                peer.hear(&serde_json::from_slice(payload).unwrap());
+            } else {
+                peer.take(&Frame::decode(payload).unwrap());
+            }
+        }
+    }
+
+    fn check(&self) {
+        for peer in &self.peers {
+            for heard in peer.streams.values() {
+                let published = self.published.get(&heard.epoch).map(Vec::as_slice).unwrap_or_default();
+                for (seq, value) in &heard.values {
+                    assert_eq!(published[usize::try_from(seq - 1).unwrap()], *value, "sample {seq}");
+                }
+                let heard_of = heard.last + 1 - heard.start;
+                assert_eq!(
+                    heard_of,
+                    heard.values.len() as u64 + heard.missing,
+                    "not told of all: {heard:?} node {} w{} m{}",
+                    peer.node,
+                    peer.worker,
+                    peer.member
+                );
+            }
+        }
+    }
+}
+
+impl Peer {
+    fn hear(&mut self, event: &Json) {
+        let begin = |streams: &mut HashMap<u32, Heard>, entry: &Json| {
+            let number = |key: &str| entry[key].as_u64().unwrap();
+            let start = number("seq");
+            let heard = Heard {
+                epoch: u32::try_from(number("epoch")).unwrap(),
+                start,
+                last: start - 1,
+                ..Heard::default()
+            };
+            let known = streams.entry(u32::try_from(number("channel")).unwrap());
+            match known {
+                // Told again of one that it has: another subscription matches it.
+                Entry::Occupied(known) if !known.get().ended => {}
+                Entry::Occupied(mut ended) => drop(ended.insert(heard)),
+                Entry::Vacant(new) => drop(new.insert(heard)),
+            }
+        };
+        match event["type"].as_str().unwrap() {
+            "subscribed" => {
+                self.answered += 1;
+                let channels = event["channels"].as_array().unwrap();
+                channels.iter().for_each(|entry| begin(&mut self.streams, entry));
+            }
+            "channel" => begin(&mut self.streams, event),
+            "gap" => {
+                assert_eq!(event["reason"], "broker");
+                let heard = self.streams.get_mut(&channel_of(event)).unwrap();
+                heard.missing += event["count"].as_u64().unwrap();
+                heard.last = heard.last.max(event["to"].as_u64().unwrap());
+            }
+            "ended" => self.streams.get_mut(&channel_of(event)).unwrap().ended = true,
+            "unsubscribed" => {
+                for ledger in event["channels"].as_array().unwrap() {
+                    self.streams.remove(&channel_of(ledger));
+                }
+            }
+            other => panic!("{other}: {event}"),
+        }
+    }
+
+    fn take(&mut self, frame: &Frame) {
+        let heard = self.streams.get_mut(&frame.channel).expect("a channel that it was told of");
+        assert_eq!(heard.epoch, frame.epoch);
+        let samples = frame.blocks.iter().flat_map(|block| &block.samples);
+        for (seq, sample) in (frame.seq..).zip(samples) {
+            let Some(Value::Number(value)) = sample.value else { panic!("{sample:?}") };
+            assert!(
+                heard.values.last_key_value().is_none_or(|(last, _)| *last < seq),
+                "{seq} again: {heard:?}"
+            );
+            heard.values.insert(seq, value);
+            heard.last = heard.last.max(seq);
+        }
+    }
+}
+
+fn channel_of(event: &Json) -> u32 {
+    u32::try_from(event["channel"].as_u64().unwrap()).unwrap()
+}
+
+fn new_member(config: &Config, id: u64) -> (NewMember, Rc<OutboxHandle>) {
+    let handle = Rc::new(OutboxHandle::new(config.outbox.clone(), Rc::default()));
+    let new = NewMember {
+        id: ConnectionId(id),
+        handle: Rc::clone(&handle),
+        codec: Codec::Protobuf,
+        standing: Standing::Open { user: None },
+        seat: None,
+        remote: Box::from("a peer"),
+    };
+    (new, handle)
+}
+
+/// The first WebSocket message of a stream, and what follows.
+fn split(stream: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[first, short], rest) = stream.split_first_chunk::<2>()?;
+    let (length, rest) = match short {
+        126 => {
+            let (length, rest) = rest.split_first_chunk::<2>()?;
+            (usize::from(u16::from_be_bytes(*length)), rest)
+        }
+        127 => {
+            let (length, rest) = rest.split_first_chunk::<8>()?;
+            (usize::try_from(u64::from_be_bytes(*length)).unwrap(), rest)
+        }
+        short => (usize::from(short), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(length)?;
+    Some((first & 0x0F, payload, rest))
+}
+
+#[test]
+fn what_is_published_on_one_server_is_received_on_all() {
+    for workers in [1, 3] {
+        let mut world = World::new(3, workers, 7);
+        world.settle();
+        for node in 0..3 {
+            world.connect(node, node);
+        }
+        world.subscribe(0, "a.x");
+        world.subscribe(1, "a.*");
+        world.publish(0, "a.x", 1);
+        world.settle();
+        world.subscribe(2, ">");
+        world.settle();
+        assert!(world.peers.iter().all(|peer| peer.answered == 1));
+        // From here on all are answered, so nothing may be missed.
+        for _ in 0..20 {
+            world.publish(0, "a.x", 3);
+            world.publish(2, "a.x", 2);
+            world.advance(4);
+            world.step(1);
+        }
+        world.settle();
+        world.check();
+        for peer in &world.peers {
+            let all: Vec<_> = peer.streams.values().filter(|heard| !heard.values.is_empty()).collect();
+            assert_eq!(all.len(), 2, "one stream of each publisher: {:?}", peer.streams);
+            assert!(all.iter().all(|heard| heard.missing == 0), "{all:?}");
+            let received: usize = all.iter().map(|heard| heard.values.len()).sum();
+            assert!(received >= 100, "{received}");
+        }
+    }
+}
+
+#[test]
+fn whoever_has_been_told_to_publish_is_heard_from_the_first_sample() {
+    for workers in [1, 3] {
+        let mut world = World::new(3, workers, 7);
+        world.settle();
+        world.connect(1, 1);
+        world.subscribe(0, "a.*");
+        world.settle();
+        let now = world.now;
+        let this = &mut world.nodes[0];
+        this.hubs[0].advertise(this.publisher, None, "a.x", now).unwrap();
+        let mut steps = 0;
+        while world.nodes[0].publisher_handle.has_unanswered() {
+            (0..3).for_each(|node| _ = world.step(node));
+            steps += 1;
+            assert!(steps < 1_000, "no time has passed, so nobody may have to wait for it");
+        }
+        world.publish(0, "a.x", 5);
+        world.settle();
+        let heard = world.peers[0].streams.values().next().expect("the stream");
+        assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
+    }
+}
+
+#[test]
+fn nothing_comes_back_to_its_server_and_nobody_gets_what_nobody_wants() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.connect(0, 0);
+    world.subscribe(0, "a.x");
+    world.publish(0, "a.x", 5);
+    world.publish(0, "b", 5);
+    world.settle();
+    assert_eq!(world.peers[0].streams.len(), 1);
+    assert!(!world.nodes[1].topics.contains("a.x"), "nobody there subscribes");
+    assert_eq!(world.nodes[1].hubs[0].metrics().counters.relays_received, 0);
+    world.connect(1, 0);
+    world.subscribe(1, "*.x");
+    world.settle();
+    assert!(world.nodes[1].topics.contains("a.x") && !world.nodes[1].topics.contains("b"));
+    world.unsubscribe(1, "*.x");
+    (0..3).for_each(|_| world.settle());
+    assert!(!world.nodes[1].topics.contains("a.x"), "nobody subscribes any more");
+}
+
+#[test]
+fn a_server_that_dies_ends_its_streams() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, ">");
+    world.publish(0, "a.x", 5);
+    world.settle();
+    assert_eq!(world.peers[0].streams.len(), 1);
+    let other = world.start(NodeId(9));
+    world.nodes[0] = other;
+    // Ten seconds until it is missed, sixty that its stream lingers.
+    for _ in 0..20 {
+        world.settle();
+    }
+    assert!(world.peers[0].streams.values().all(|heard| heard.ended), "{:?}", world.peers[0].streams);
+    world.publish(0, "a.x", 5);
+    world.settle();
+    let alive: Vec<_> = world.peers[0].streams.values().filter(|heard| !heard.ended).collect();
+    assert_eq!(alive.len(), 1);
+}
+
+#[test]
+fn a_broker_that_is_silent_holds_nobody_up_for_long() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.nodes[0].topics.clear();
+    world.connect(0, 0);
+    world.subscribe(0, "a.x");
+    while world.step(0) {
+        // The broker's answer is lost.
+        world.nodes[0].events.clear();
+    }
+    world.read(0);
+    assert_eq!(world.peers[0].answered, 0);
+    world.advance(u64::try_from(WAIT_MAX.as_millis()).unwrap());
+    while world.step(0) {}
+    world.read(0);
+    assert_eq!(world.peers[0].answered, 1);
+    world.set_connected(1, false);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(1, "a.x");
+    while world.step(1) {}
+    world.read(1);
+    assert_eq!(world.peers[1].answered, 1, "without a broker nobody waits for one");
+}
+
+#[test]
+fn whatever_the_broker_does_subscribers_know_what_they_miss() {
+    let cases = std::env::var("TIDEWIRE_MODEL_CASES").map_or(CASES, |cases| cases.parse().unwrap());
+    let first = std::env::var("TIDEWIRE_MODEL_SEED").map_or(1, |seed| seed.parse().unwrap());
+    for seed in first..first + cases {
+        println!("seed {seed}");
+        let mut world = World::new(2 + (seed % 2) as usize, 1 + (seed % 3) as usize, seed);
+        let nodes = world.nodes.len();
+        for node in 0..nodes {
+            world.connect(node, 0);
+            world.connect(node, 1);
+        }
+        for _ in 0..150 {
+            let (node, peer) = (world.random.usize(..nodes), world.random.usize(..2 * nodes));
+            let (name, pattern) = (NAMES[world.random.usize(..3)], PATTERNS[world.random.usize(..6)]);
+            match world.random.usize(..100) {
+                0..8 => world.subscribe(peer, pattern),
+                8..11 => world.unsubscribe(peer, pattern),
+                11..35 => {
+                    let samples = world.random.usize(1..6);
+                    world.publish(node, name, samples);
+                }
+                35..38 => world.loss = [0, 0, 10, 50][world.random.usize(..4)],
+                38..40 => {
+                    let connected = world.random.bool();
+                    world.set_connected(node, connected);
+                }
+                40..55 => {
+                    let ms = [1, 5, 10, 50][world.random.usize(..4)];
+                    world.advance(ms);
+                }
+                55..58 => world.second(),
+                58..62 => world.read(peer),
+                _ => drop(world.step(node)),
+            }
+        }
+        // In the end everybody hears everybody, and each stream's head comes through.
+        world.loss = 0;
+        (0..nodes).for_each(|node| world.set_connected(node, true));
+        (0..10).for_each(|_| world.settle());
+        world.check();
+        for peer in &world.peers {
+            for heard in peer.streams.values().filter(|heard| !heard.ended) {
+                let head = world.published.get(&heard.epoch).map_or(0, Vec::len) as u64;
+                assert_eq!(heard.last, head.max(heard.start - 1), "it does not know the end: {heard:?}");
+            }
+        }
+    }
+}
