@@ -93,6 +93,8 @@ pub(crate) struct Repetition {
     pub samples_per_s: f64,
     /// p99 of how late they did.
     pub lateness_p99_ns: u64,
+    /// Deliveries in the window, as a share of those that were due: far below 1 the server did not keep up.
+    pub delivered: Option<f64>,
     /// At the publishers' server.
     pub near: Place,
     /// At other servers.
@@ -163,6 +165,9 @@ pub(crate) fn repetition(plan: &Plan, measured: &Measured) -> Repetition {
     let of_node = |load: Load| cpu_of(load, samples_per_s / plan.publishing() as f64);
     let near = place(&measured.near, measured.seconds);
     let far = measured.far.as_ref().map(|it| place(it, measured.seconds));
+    let due_per_s = samples_per_s * plan.readers_of_each() as f64;
+    let delivered = (due_per_s > 0.0)
+        .then(|| (near.deliveries_per_s + far.map_or(0.0, |it| it.deliveries_per_s)) / due_per_s);
     let added = |figure: fn(&Percentiles) -> u64| {
         let (near, far) = (figure(&near.latency?), figure(&far?.latency?));
         i64::try_from(i128::from(far) - i128::from(near)).ok()
@@ -172,6 +177,7 @@ pub(crate) fn repetition(plan: &Plan, measured: &Measured) -> Repetition {
     Repetition {
         samples_per_s,
         lateness_p99_ns: measured.lateness.value_at_quantile(0.99),
+        delivered,
         near,
         far,
         added_p50_ns: added(|it| it.p50),

@@ -40,6 +40,9 @@ const COSTS: [&str; 10] = [
 
 const GROWTH: [&str; 6] = ["broker", "servers", "CPU of each", "broker CPU", "generator CPU", "idle"];
 
+/// Share of the deliveries from which a server kept up: at the edges of a short window some come a little later.
+const KEPT_UP: f64 = 0.95;
+
 /// All of it.
 pub(crate) fn text(file: &ClusterFile) -> String {
     let mut text = aligned(COLUMNS, file.rows.iter().map(latencies));
@@ -54,6 +57,16 @@ pub(crate) fn text(file: &ClusterFile) -> String {
         for ended in row.repetitions.iter().flat_map(|it| &it.ended) {
             // Writing into a string cannot fail.
             let _ = writeln!(text, "{}, {} servers: {ended}", row.broker.label(), row.nodes);
+        }
+        if let Some(share) = median(row, |it| it.delivered).filter(|it| *it < KEPT_UP) {
+            let _ = writeln!(
+                text,
+                "{}, {} servers: did not keep up: {:.0} % of what was due came in time. Its latency is a queue's, and its CPU was for \
+                 fewer samples than it is divided by: ask for a lower --rate",
+                row.broker.label(),
+                row.nodes,
+                share * 100.0
+            );
         }
         let places = || row.repetitions.iter().flat_map(|it| [Some(it.near), it.far]).flatten();
         let (excess, irregular) = places().fold((0, 0), |(excess, irregular), it| {

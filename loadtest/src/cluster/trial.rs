@@ -89,6 +89,14 @@ impl Plan {
         self.per_s.saturating_mul(NonZeroU64::new(self.publishing() as u64).unwrap_or(NonZeroU64::MIN))
     }
 
+    /// Subscribers that each sample reaches.
+    pub(crate) fn readers_of_each(&self) -> usize {
+        match self.work {
+            Work::FromOne => self.nodes * self.subscribers,
+            Work::OfEach => self.subscribers + usize::from(self.nodes > 1),
+        }
+    }
+
     /// Sockets of this program.
     pub(crate) fn connections(&self) -> usize {
         self.publishing() * self.channels + self.nodes * (self.subscribers + 1)
@@ -458,6 +466,11 @@ mod tests {
     #[test]
     fn work_grows_with_the_servers_only_where_each_has_its_own() {
         let rate = |nodes, work| plan(nodes, work).per_s_of_all().get();
+        let readers = |nodes, work| plan(nodes, work).readers_of_each();
+        assert_eq!(
+            [readers(4, Work::FromOne), readers(1, Work::OfEach), readers(4, Work::OfEach)],
+            [28, 7, 8]
+        );
         assert_eq!([rate(4, Work::FromOne), rate(1, Work::OfEach), rate(4, Work::OfEach)], [10, 10, 40]);
     }
 }
