@@ -56,7 +56,7 @@ prepare_clippy() {
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 }
 
-# The brokers of the contract tests. Their packages start a service each where there is an init system; the tests use none of it,
+# The brokers of the tests. Their packages start a service each where there is an init system; the tests use none of it,
 # so a binary that is on the PATH already will do.
 prepare_tests() {
   local path=$PATH:/usr/sbin name

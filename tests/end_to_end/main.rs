@@ -5,7 +5,6 @@
 
 mod admission;
 mod bad_input;
-mod cluster;
 mod durable;
 mod faults;
 mod faults_of_networks;
@@ -18,9 +17,6 @@ mod identity;
 mod memory;
 mod presence;
 mod protocol;
-#[expect(dead_code, reason = "the contract of the brokers needs all of it")]
-#[path = "../broker/servers.rs"]
-mod servers;
 mod shutdown;
 mod slow_subscriber;
 mod support;

@@ -39,11 +39,19 @@ pub(crate) fn exists(name: &str, files: &BTreeSet<String>) -> bool {
 }
 
 /// The tests of a source file, as `FILE::TEST`; FILE is its name, or that of its folder for `main.rs`, without a suffix.
+///
+/// A macro may make tests of a list, `FILE TEST;` a line in the call of its `$then!`: one for each kind of something.
 pub(crate) fn tests_in(path: &str, text: &str) -> Vec<String> {
     let name = path.rsplit('/').next().unwrap_or(path).trim_end_matches(".rs");
     let mut found = Vec::new();
-    let mut marked = false;
+    let (mut marked, mut listed) = (false, false);
     for line in text.lines().map(str::trim) {
+        listed = line.starts_with("$then! {") || (listed && line != "}");
+        if let Some((file, test)) = line.strip_suffix(';').and_then(|line| line.split_once(' '))
+            && listed
+        {
+            found.push(format!("{file}::{test}"));
+        }
         let is_test = line.starts_with("#[test]") || line.starts_with("#[tokio::test");
         marked |= is_test;
         let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
@@ -117,6 +125,8 @@ fn documents_are_read_as_meant() {
 fn tests_are_found_by_their_names() {
     let text = "#[test]\nfn a_one() {\n}\nfn helper(x: u8) {}\n#[tokio::test]\nasync fn two() {}\n    #[test]\n    #[cfg(x)]\n    fn three() {}";
     assert_eq!(tests_in("tests/end_to_end/tls.rs", text), ["tls::a_one", "tls::two", "tls::three"]);
+    let list = "mod cases;\n$then! { ($($what)*)\n    faults full;\n}\nuse other;";
+    assert_eq!(tests_in("tests/cluster/main.rs", list), ["faults::full"]);
     let document = "`tls::a_one`, `bad::no test`, std::fs, `x::Y` and `keys::ok_2`";
     assert_eq!(tests_named(document), ["keys::ok_2", "tls::a_one"].map(str::to_owned).into());
 }
