@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+pub use self::cursors::{Cursors, Met};
 pub use self::event::Event;
 pub use self::reconnect::Reconnect;
 pub use self::samples::{Arrived, samples};
@@ -29,6 +30,7 @@ use crate::close::{CloseReason, Retry};
 use crate::config::Secret;
 use crate::wire::{Codec, proto};
 
+pub mod cursors;
 mod data;
 pub mod event;
 mod handshake;
@@ -413,7 +415,7 @@ impl event::Welcome {
             protocol: String::new(),
             connection: 0,
             server_ns: crate::wire::control::Digits(0),
-            limits: event::Limits { message_bytes_max: 0, message_samples_max: 0 },
+            limits: event::Limits { message_bytes_max: 0, message_samples_max: 0, channels_max: 0 },
             settings: event::Settings { ping_ms: 0, pong_timeout_ms: 0 },
             auth_timeout_ms: None,
         }

@@ -1,27 +1,44 @@
 //! `tidewire sub`: prints live samples, a line each, and tells of everything that did not come.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Serialize;
+use serde_json::json;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep};
 
-use self::channels::{Channels, Since};
-use self::line::{Report, push_sample_json, push_sample_text};
+use self::line::{Origin, Report, push_sample_json, push_sample_text};
+use super::USAGE;
 use super::bearer::{self, AUTH_ID, Bearer};
 use super::terminal::{self, Escaped, Shell};
-use crate::client::{Client, Closed, Event, Message, Reconnect, SendError, Trust, Url, samples};
+use crate::client::event::{ChannelEntry, Subscribed};
+use crate::client::{
+    Client, Closed, Cursors, Event, Message, Met, Reconnect, SendError, Trust, Url, samples,
+};
 use crate::clock::Clock;
 use crate::close::{CloseReason, Retry};
 use crate::config::Secret;
 use crate::config::load::TOKEN_VARIABLE;
 use crate::pattern::Pattern;
+use crate::wire::cursor::Cursor;
 use crate::wire::{Codec, proto};
 
-mod channels;
 mod line;
+
+/// What begins the name of a user's inbox, which a connection is subscribed to from the start.
+const INBOX: &str = "$user.";
+
+/// Bytes of a `subscribe` beside its pattern and its cursors, at the most.
+const SUBSCRIBE_BYTES: usize = 1 << 10;
+
+/// Bytes of a channel's entry in `since` beside its name and its cursor: quotes, colon and comma.
+const SINCE_BYTES: usize = 6;
+
+/// Channels that a `since` names where the server has not said how many it takes.
+const SINCE_CHANNELS_MAX: usize = 1024;
 
 /// Print the live samples of channels, one line each.
 ///
@@ -29,7 +46,8 @@ mod line;
 /// when the server received it if the publisher has none; the latency from the server's receipt to the arrival here. The
 /// latency compares two clocks, as they are: it can be negative where they disagree. Gaps have lines of their own;
 /// everything else that happens goes to standard error. Text and names are escaped. After a lost connection it connects
-/// and subscribes again, and tells what it missed.
+/// again and goes on behind the last sample that it had, as far as the server keeps the past; it tells what it missed, and
+/// prints no sample twice. Samples of the past have `(replayed)` in place of the latency.
 #[derive(Debug, clap::Args)]
 pub struct SubArgs {
     /// Channel names, or patterns: `*` stands for one token, `>` at the end for the rest.
@@ -64,6 +82,19 @@ pub struct SubArgs {
     /// Most samples per second of each channel; the newest are kept [default: no limit].
     #[arg(long, value_name = "F", value_parser = parse_rate)]
     pub max_rate_hz: Option<f64>,
+
+    /// Begin with so many samples of the past of each channel.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["last_ms", "since"])]
+    pub last: Option<u64>,
+
+    /// Begin with what the server received in the last so many milliseconds.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "since")]
+    pub last_ms: Option<u64>,
+
+    /// Begin behind this place: EPOCH:SEQ as --json shows them, several epochs joined by `,`. Where more than one channel is
+    /// watched, NAME=CURSOR, once for each.
+    #[arg(long, value_name = "CURSOR")]
+    pub since: Vec<String>,
 
     /// Say who this is.
     #[arg(long, value_name = "NAME")]
@@ -111,6 +142,51 @@ struct Subscribe<'a> {
     max_age_ms: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_rate_hz: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<Since>,
+}
+
+/// `since` of a `subscribe`.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Since {
+    /// Of a name.
+    One(String),
+    /// Of a pattern: by name. What is not in it begins with all that is kept.
+    Named(BTreeMap<String, String>),
+}
+
+/// What the places of `--since` are of.
+fn places(args: &SubArgs) -> Result<Vec<(&str, Cursor)>, String> {
+    let mut places = Vec::with_capacity(args.since.len());
+    for text in &args.since {
+        let (name, cursor) = match (text.rsplit_once('='), args.patterns.as_slice()) {
+            (Some(parts), _) => parts,
+            (None, [name]) if is_literal(name) => (name.as_str(), text.as_str()),
+            (None, _) => {
+                return Err(format!("--since {text:?}: say which channel it is of: --since NAME={text}"));
+            }
+        };
+        if !args.patterns.iter().any(|pattern| matches(pattern, name)) {
+            return Err(format!("--since {text:?}: {name:?} is none of the channels to watch; leave it out"));
+        }
+        let cursor = cursor.parse().map_err(|error| format!("--since {text:?}: {cursor:?} {error}"))?;
+        places.push((name, cursor));
+    }
+    Ok(places)
+}
+
+/// Both were parsed as the arguments were read.
+fn matches(pattern: &str, name: &str) -> bool {
+    Pattern::parse(pattern, usize::MAX).is_ok_and(|pattern| pattern.matches(name))
+}
+
+fn is_literal(pattern: &str) -> bool {
+    Pattern::parse(pattern, usize::MAX).is_ok_and(|pattern| pattern.is_literal())
 }
 
 /// Why a step did not lead to the next one.
@@ -127,6 +203,14 @@ enum Ended {
 }
 
 async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, mut shell: Shell<O>) -> ExitCode {
+    let mut cursors = Cursors::default();
+    match places(&args) {
+        Ok(places) => places.iter().for_each(|(name, cursor)| cursors.begin_behind(name, cursor)),
+        Err(why) => {
+            shell.log(format_args!("error: {why}"));
+            return ExitCode::from(USAGE);
+        }
+    }
     let url = match &args.user {
         Some(name) => args.url.clone().with_user(name),
         None => args.url.clone(),
@@ -148,10 +232,12 @@ async fn watch<O: AsyncWrite + Unpin>(args: SubArgs, mut shell: Shell<O>) -> Exi
     let mut backoff = Reconnect::new();
     let mut view = View {
         remaining: args.count,
+        answered: vec![!args.since.is_empty(); args.patterns.len()],
+        inbox: None,
         args,
         shell,
         bearer,
-        channels: Channels::default(),
+        cursors,
         lines: String::new(),
     };
     let ended = loop {
@@ -174,7 +260,11 @@ struct View<O> {
     args: SubArgs,
     shell: Shell<O>,
     bearer: Bearer,
-    channels: Channels,
+    cursors: Cursors,
+    /// Of each pattern, whether a subscription has begun, which the next one goes on with.
+    answered: Vec<bool>,
+    /// The user's, if the server has given one that was not asked for.
+    inbox: Option<String>,
     /// Samples that are still wanted.
     remaining: Option<u64>,
     /// Lines that wait to be written together.
@@ -203,7 +293,7 @@ impl<O: AsyncWrite + Unpin> View<O> {
                     return Err(ended);
                 };
                 backoff.ended(began.elapsed());
-                self.channels.disconnected();
+                self.cursors.disconnected();
                 self.bearer.lost(&closed)
             }
             Ok(Err(error)) => self.bearer.failed(&error),
@@ -243,21 +333,7 @@ impl<O: AsyncWrite + Unpin> View<O> {
                 }
             }
         }
-        for (index, pattern) in self.args.patterns.iter().enumerate() {
-            let request = Subscribe {
-                r#type: "subscribe",
-                id: index + 1,
-                channel: pattern,
-                policy: self.args.policy.as_deref(),
-                max_delay_ms: self.args.max_delay_ms,
-                max_age_ms: self.args.max_age_ms,
-                max_rate_hz: self.args.max_rate_hz,
-            };
-            if client.send_control(&request).await.is_err() {
-                // What the server said last is more useful than the failed write.
-                break;
-            }
-        }
+        self.subscribe(client).await;
         loop {
             let message = tokio::select! {
                 // Samples that always come must not keep the token from being renewed.
@@ -276,6 +352,74 @@ impl<O: AsyncWrite + Unpin> View<O> {
         }
     }
 
+    /// Subscribes to everything: as asked for the first time, and then behind what has come. What cannot be sent is left to
+    /// what the server said last, which is more useful than the failed write.
+    async fn subscribe(&mut self, client: &mut Client) {
+        let patterns = self.args.patterns.iter().map(String::as_str);
+        let inbox = self.inbox.as_deref().filter(|inbox| patterns.clone().all(|pattern| pattern != *inbox));
+        for (index, pattern) in patterns.chain(inbox).enumerate() {
+            let goes_on = self.answered.get(index).is_none_or(|answered| *answered);
+            let since = if goes_on { Some(self.since(client, pattern)) } else { None };
+            let (last, last_ms) = if goes_on { (None, None) } else { (self.args.last, self.args.last_ms) };
+            let request = Subscribe {
+                r#type: "subscribe",
+                id: index + 1,
+                channel: pattern,
+                policy: self.args.policy.as_deref(),
+                max_delay_ms: self.args.max_delay_ms,
+                max_age_ms: self.args.max_age_ms,
+                max_rate_hz: self.args.max_rate_hz,
+                last,
+                last_ms,
+                since,
+            };
+            let has_past = goes_on || last.or(last_ms).is_some();
+            if pattern.starts_with(INBOX) && is_literal(pattern) && has_past {
+                // It may be subscribed from the start, and the past is for those who begin.
+                let end = json!({"type": "unsubscribe", "id": self.end_id(), "channel": pattern});
+                if client.send_control(&end).await.is_err() {
+                    break;
+                }
+            }
+            if client.send_control(&request).await.is_err() {
+                break;
+            }
+        }
+    }
+
+    /// The `id` of an `unsubscribe` that may not be needed. Those of subscriptions, the inbox's too, are below it.
+    const fn end_id(&self) -> u64 {
+        self.args.patterns.len() as u64 + 2
+    }
+
+    /// Where a subscription goes on. Channels that are left out, since the server does not take more or nothing is known of
+    /// them, begin with all that is kept; what of it has come before is known.
+    fn since(&self, client: &Client, pattern: &str) -> Since {
+        if is_literal(pattern) {
+            return match self.cursors.cursor(pattern) {
+                Some(cursor) => Since::One(cursor),
+                None => Since::Named(BTreeMap::new()),
+            };
+        }
+        let limits = &client.welcome().limits;
+        let channels_max = match limits.channels_max {
+            0 => SINCE_CHANNELS_MAX,
+            channels_max => channels_max,
+        };
+        let mut room = limits.message_bytes_max.saturating_sub(SUBSCRIBE_BYTES + pattern.len());
+        let mut named = BTreeMap::new();
+        for name in self.cursors.names().filter(|name| matches(pattern, name)) {
+            let Some(cursor) = self.cursors.cursor(name) else { continue };
+            let bytes = name.len() + cursor.len() + SINCE_BYTES;
+            if named.len() == channels_max || bytes > room {
+                break;
+            }
+            room -= bytes;
+            named.insert(name.to_owned(), cursor);
+        }
+        Since::Named(named)
+    }
+
     /// Shows another token on the connection, or tells why there is none.
     async fn show_token(&mut self, client: &mut Client, token: Result<Secret, String>) -> Result<(), Ended> {
         let why = match token {
@@ -291,14 +435,17 @@ impl<O: AsyncWrite + Unpin> View<O> {
 
     async fn frame(&mut self, frame: &proto::Frame) -> Result<(), Ended> {
         let arrival_ns = Clock::new().now().wall_ns;
-        let name = self.channels.name(frame.channel);
-        let mut last = 0;
+        let name = self.cursors.name(frame.channel);
+        let replayed = self.cursors.replays(frame.channel);
+        let from = Origin { channel: &name, epoch: frame.epoch, replayed, arrival_ns };
         for sample in samples(frame) {
-            last = sample.seq;
+            if !self.cursors.take(frame.channel, sample.seq) {
+                continue;
+            }
             if self.args.json {
-                push_sample_json(&mut self.lines, &name, frame.epoch, &sample, arrival_ns);
+                push_sample_json(&mut self.lines, from, &sample);
             } else {
-                push_sample_text(&mut self.lines, &name, &sample, arrival_ns);
+                push_sample_text(&mut self.lines, from, &sample);
             }
             if let Some(remaining) = &mut self.remaining {
                 *remaining -= 1;
@@ -307,25 +454,26 @@ impl<O: AsyncWrite + Unpin> View<O> {
                 }
             }
         }
-        self.channels.reached(frame.channel, last);
         self.write().await?;
         if self.remaining == Some(0) { Err(Ended::Done) } else { Ok(()) }
     }
 
     async fn event(&mut self, event: Event) -> Result<(), Ended> {
         match event {
-            Event::Subscribed(subscribed) => {
-                let (subscription, channels) = (&subscribed.subscription, subscribed.channels.len());
-                self.report(&Report::Subscribed { subscription, channels }).await?;
-                for entry in subscribed.channels {
-                    self.channel(entry, None).await?;
-                }
+            Event::Subscribed(subscribed) => self.subscribed(&subscribed).await,
+            Event::Channel(new) => self.channel(&new.channel, Some(&new.subscription)).await,
+            Event::Live(live) => {
+                self.cursors.live(live.channel);
                 Ok(())
             }
-            Event::Channel(new) => self.channel(new.channel, Some(&new.subscription)).await,
+            Event::Ended(ended) => {
+                let channel = self.cursors.name(ended.channel);
+                self.cursors.ended(ended.channel);
+                self.report(&Report::Ended { channel: &channel }).await
+            }
             Event::Gap(gap) => {
-                let channel = self.channels.name(gap.channel);
-                self.channels.reached(gap.channel, gap.to);
+                let channel = self.cursors.name(gap.channel);
+                self.cursors.gap(&gap);
                 self.report(&Report::Gap {
                     channel: &channel,
                     from: gap.from,
@@ -335,12 +483,17 @@ impl<O: AsyncWrite + Unpin> View<O> {
                 })
                 .await
             }
+            Event::Error(error) if error.id == Some(self.end_id()) && error.code == "not_subscribed" => {
+                Ok(())
+            }
             Event::Error(error) => {
                 self.report(&Report::Error { id: error.id, code: &error.code, message: &error.message })
                     .await?;
                 match error.id {
                     // The token before it holds until it ends.
                     None | Some(AUTH_ID) => Ok(()),
+                    // Nobody has asked for the inbox.
+                    Some(id) if id > self.args.patterns.len() as u64 => Ok(()),
                     // A subscription that is refused would be missed silently.
                     Some(_) => Err(Ended::Refused),
                 }
@@ -360,7 +513,9 @@ impl<O: AsyncWrite + Unpin> View<O> {
                 self.report(&Report::TokenExpiring { expires_s: soon.expires_s, remedy }).await
             }
             // Nobody has asked for it: the new token gives no right to it, and the server has said so.
-            Event::Unsubscribed(ended) if self.args.patterns.contains(&ended.subscription) => {
+            Event::Unsubscribed(ended)
+                if ended.id.is_none() && self.args.patterns.contains(&ended.subscription) =>
+            {
                 Err(Ended::Refused)
             }
             Event::Welcome(_)
@@ -370,29 +525,66 @@ impl<O: AsyncWrite + Unpin> View<O> {
             | Event::Heartbeat(_)
             | Event::Pong(_)
             | Event::Stats(_)
+            | Event::Presence(_)
+            | Event::History(_)
             | Event::NotKnown => Ok(()),
         }
     }
 
+    async fn subscribed(&mut self, subscribed: &Subscribed) -> Result<(), Ended> {
+        let (subscription, channels) = (&subscribed.subscription, subscribed.channels.len());
+        let Some(id) = subscribed.id else {
+            // The inbox of a user, which the server gives to each connection.
+            self.inbox = Some(subscription.clone()).filter(|inbox| inbox.starts_with(INBOX));
+            subscribed.channels.iter().for_each(|entry| self.cursors.introduce(entry));
+            return self.report(&Report::Subscribed { subscription, channels }).await;
+        };
+        let answered = usize::try_from(id).ok().and_then(|id| self.answered.get_mut(id.wrapping_sub(1)));
+        if let Some(answered) = answered {
+            *answered = true;
+        }
+        self.report(&Report::Subscribed { subscription, channels }).await?;
+        self.past(subscription, &subscribed.channels).await?;
+        for entry in &subscribed.channels {
+            self.channel_met(entry, None).await?;
+        }
+        Ok(())
+    }
+
+    /// A channel that was found later.
+    async fn channel(&mut self, entry: &ChannelEntry, subscription: Option<&str>) -> Result<(), Ended> {
+        self.channel_met(entry, subscription).await?;
+        self.past(&entry.name, std::slice::from_ref(entry)).await
+    }
+
+    /// Tells what of the past of these channels comes, if any was asked for.
+    async fn past(&mut self, subscription: &str, channels: &[ChannelEntry]) -> Result<(), Ended> {
+        let (mut samples, mut counts) = (0_u64, [0; 3]);
+        for replay in channels.iter().filter_map(|entry| entry.replay.as_ref()) {
+            samples = samples.saturating_add(replay.samples);
+            let outcome = ["replayed", "partial", "reset"].into_iter().position(|it| it == replay.outcome);
+            if let Some(outcome) = outcome {
+                counts[outcome] += 1;
+            }
+        }
+        let [replayed, partial, reset] = counts;
+        match replayed + partial + reset {
+            0 => Ok(()),
+            _ => self.report(&Report::Past { subscription, samples, replayed, partial, reset }).await,
+        }
+    }
+
     /// A channel that will come: new, or known from the connection before.
-    async fn channel(
-        &mut self,
-        entry: crate::client::event::ChannelEntry,
-        subscription: Option<&str>,
-    ) -> Result<(), Ended> {
-        let name = entry.name.clone();
-        let (epoch, next) = (entry.epoch, entry.seq);
-        match self.channels.add(entry) {
-            Since::New => match subscription {
-                Some(subscription) => {
-                    self.report(&Report::Channel { channel: &name, subscription, epoch, seq: next }).await
-                }
-                None => Ok(()),
-            },
-            Since::Same => Ok(()),
-            Since::Missed { from, to } => self.report(&Report::Missed { channel: &name, from, to }).await,
-            Since::Restarted { epoch_before } => {
-                self.report(&Report::Restarted { channel: &name, epoch_before, epoch, seq: next }).await
+    async fn channel_met(&mut self, entry: &ChannelEntry, subscription: Option<&str>) -> Result<(), Ended> {
+        let (channel, epoch, seq) = (entry.name.as_str(), entry.epoch, entry.seq);
+        match (self.cursors.meet(entry), subscription) {
+            (Met::New, Some(subscription)) => {
+                self.report(&Report::Channel { channel, subscription, epoch, seq }).await
+            }
+            (Met::New | Met::Same, _) => Ok(()),
+            (Met::Missed { from, to }, _) => self.report(&Report::Missed { channel, from, to }).await,
+            (Met::Restarted { epoch_before }, _) => {
+                self.report(&Report::Restarted { channel, epoch_before, epoch, seq }).await
             }
         }
     }
@@ -552,7 +744,9 @@ mod tests {
                 // An end without a close frame, before anything was said.
                 drop(server.accept_silently().await);
                 let mut peer = server.accept().await;
-                assert_eq!(peer.request().await, json!({"type": "subscribe", "id": 1, "channel": "robot.*"}));
+                let since = json!({"robot.7": "7:18"});
+                let wanted = json!({"type": "subscribe", "id": 1, "channel": "robot.*", "since": since});
+                assert_eq!(peer.request().await, wanted);
                 peer.say(&subscribed("robot.7", epoch, seq)).await;
                 peer.frame(&frame(3, seq, &[3.0])).await;
                 peer.fence().await;
@@ -565,6 +759,202 @@ mod tests {
             assert!(log.contains("reconnecting in 0.0 s (attempt 1): bye (1011)\n"), "{log}");
             assert!(log.contains("reconnecting in 0.0 s (attempt 2): "), "{log}");
             assert!(log.ends_with(&format!("subscribed to robot.*: 1 channel\n{told}")), "{log}");
+        }
+    }
+
+    /// `subscribed` to `robot.7` with what comes of its past.
+    fn resumed(epoch: u32, seq: u64, outcome: &str, samples: u64) -> serde_json::Value {
+        let mut subscribed = subscribed("robot.7", epoch, seq);
+        subscribed["channels"][0]["replay"] = json!({"outcome": outcome, "samples": samples});
+        subscribed
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_behind_what_it_has_and_prints_no_sample_twice() {
+        // What the server says, the first sample of three that come again, and what is printed and told.
+        type Row = (u32, u64, &'static str, u64, &'static [&'static str], &'static str);
+        let rows: [Row; 4] = [
+            (7, 19, "replayed", 19, &["#19 1", "#20 2", "#21 3"], "1 channel complete"),
+            (7, 19, "partial", 23, &["#23 1", "#24 2", "#25 3"], "1 channel partial: a gap tells"),
+            // One that is behind has what has been seen.
+            (7, 17, "reset", 17, &["#19 3"], "1 channel reset: not what was"),
+            (8, 1, "reset", 1, &["#1 1", "#2 2", "#3 3"], "1 channel reset: not what was"),
+        ];
+        for (epoch, seq, outcome, first, printed, told) in rows {
+            let (server, stage) = (Server::bind().await, Stage::new());
+            let command = watch(args(&server.url(), &["robot.7", "--count", "9"]), stage.shell());
+            let script = async {
+                let mut peer = server.accept().await;
+                assert_eq!(peer.request().await, json!({"type": "subscribe", "id": 1, "channel": "robot.7"}));
+                peer.say(&subscribed("robot.7", 7, 17)).await;
+                peer.frame(&frame(3, 17, &[1.0, 2.0])).await;
+                // Ahead of the frames before it: no reason to pass over them.
+                let gap = json!({"type": "gap", "channel": 3, "from": 30, "to": 31, "count": 2, "reason": "broker"});
+                peer.say(&gap).await;
+                peer.close(1011).await;
+                let mut peer = server.accept().await;
+                assert_eq!(peer.request().await["since"], "7:18");
+                peer.say(&resumed(epoch, seq, outcome, 3)).await;
+                peer.frame(&proto::Frame { epoch, ..frame(3, first, &[1.0, 2.0, 3.0]) }).await;
+                peer.say(&json!({"type": "live", "channel": 3, "seq": first + 3})).await;
+                peer.frame(&proto::Frame { epoch, ..frame(3, first + 3, &[4.0]) }).await;
+                let ended = json!({"type": "ended", "channel": 3, "published": 4, "delivered": 4, "conflated": 0,
+                    "dropped": 0, "queued": 0});
+                peer.say(&ended).await;
+                peer.fence().await;
+                stage.stop.send(true).unwrap();
+                assert_eq!(peer.closed().await, Some(1000));
+            };
+            assert_exit(play(command, script).await, ExitCode::SUCCESS);
+            let text = stage.out.text();
+            let replayed: Vec<&str> = text
+                .lines()
+                .filter_map(|line| line.split_once("robot.7 ")?.1.strip_suffix(" (replayed)"))
+                .collect();
+            assert_eq!(replayed, printed, "{text}");
+            assert!(text.lines().last().unwrap().ends_with(" ms)"), "{text}");
+            let log = stage.log.text();
+            assert!(log.contains(&format!("replaying 3 samples of robot.*; {told}")), "{log}");
+            assert!(
+                log.ends_with("robot.7 has ended: it came from another server, which is gone\n"),
+                "{log}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_beginning_in_the_past_is_asked_for_once() {
+        let place = json!({"robot.7": "7:5,8:9"});
+        let rows: [(&[&str], serde_json::Value); 4] = [
+            (&["robot.*", "--last", "5"], json!({"last": 5})),
+            (&["robot.*", "--last-ms", "500"], json!({"last_ms": 500})),
+            (&["robot.*", "--since", "robot.7=7:5,8:9"], json!({"since": place})),
+            (&["robot.7", "--since", "7:5,8:9"], json!({"since": "7:5,8:9"})),
+        ];
+        for (rest, wanted) in rows {
+            let (server, stage) = (Server::bind().await, Stage::new());
+            let command = watch(args(&server.url(), rest), stage.shell());
+            let script = async {
+                for _ in 0..2 {
+                    // What has not been answered is asked for again.
+                    let mut peer = server.accept().await;
+                    let mut request = peer.request().await;
+                    let request = request.as_object_mut().unwrap();
+                    request.retain(|key, _| !["type", "id", "channel"].contains(&key.as_str()));
+                    assert_eq!(json!(request), wanted);
+                    peer.close(1011).await;
+                }
+                let mut peer = server.accept().await;
+                peer.request().await;
+                peer.say(&resumed(7, 6, "replayed", 2)).await;
+                peer.frame(&frame(3, 6, &[1.0, 2.0])).await;
+                peer.close(1011).await;
+                let mut peer = server.accept().await;
+                let request = peer.request().await;
+                let cursor = if wanted["since"].is_null() { "7:7" } else { "8:9,7:7" };
+                let since = if rest[0] == "robot.7" { json!(cursor) } else { json!({"robot.7": cursor}) };
+                assert_eq!(request["since"], since);
+                assert!(request["last"].is_null() && request["last_ms"].is_null(), "{request}");
+                stage.stop.send(true).unwrap();
+                assert_eq!(peer.closed().await, Some(1000));
+            };
+            assert_exit(play(command, script).await, ExitCode::SUCCESS);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_inbox_that_comes_by_itself_goes_on_too() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let command = watch(args(&server.url(), &["a", "--user", "bob"]), stage.shell());
+        let script = async {
+            let inbox = |id: Option<u64>, seq: u64| {
+                json!({
+                    "type": "subscribed", "id": id, "subscription": "$user.bob", "policy": "drop_oldest",
+                    "max_delay_ms": 0, "max_age_ms": 1000, "max_rate_hz": null,
+                    "channels": [{"channel": 3, "name": "$user.bob", "epoch": 7, "seq": seq}],
+                })
+            };
+            let mut peer = server.accept().await;
+            peer.request().await;
+            peer.say(&inbox(None, 17)).await;
+            peer.frame(&frame(3, 17, &[1.0])).await;
+            peer.close(1011).await;
+            let mut peer = server.accept().await;
+            peer.say(&inbox(None, 20)).await;
+            assert_eq!(peer.request().await["channel"], "a");
+            let end = json!({"type": "unsubscribe", "id": 3, "channel": "$user.bob"});
+            assert_eq!(peer.request().await, end);
+            let again = json!({"type": "subscribe", "id": 2, "channel": "$user.bob", "since": "7:17"});
+            assert_eq!(peer.request().await, again);
+            peer.frame(&frame(3, 20, &[4.0])).await;
+            peer.say(&json!({"type": "error", "id": 3, "code": "not_subscribed", "message": "no"})).await;
+            let mut subscribed = inbox(Some(2), 18);
+            subscribed["channels"][0]["replay"] = json!({"outcome": "replayed", "samples": 3});
+            peer.say(&subscribed).await;
+            peer.frame(&frame(3, 18, &[2.0, 3.0, 4.0])).await;
+            peer.say(&json!({"type": "error", "id": 2, "code": "forbidden", "message": "no"})).await;
+            peer.fence().await;
+            stage.stop.send(true).unwrap();
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::SUCCESS);
+        let text = stage.out.text();
+        let printed: Vec<&str> =
+            text.lines().map(|line| line.split_once('#').unwrap().1.split_once(' ').unwrap().0).collect();
+        assert_eq!(printed, ["17", "20", "18", "19"]);
+        assert!(!stage.log.text().contains("not_subscribed"), "{}", stage.log.text());
+    }
+
+    #[tokio::test]
+    async fn a_since_is_as_long_as_the_server_takes() {
+        let (server, stage) = (Server::bind().await, Stage::new());
+        let command = watch(args(&server.url(), &[">"]), stage.shell());
+        let script = async {
+            let limits = |bytes: usize, channels: usize| json!({"limits": {"message_bytes_max": bytes, "message_samples_max": 4, "channels_max": channels}});
+            let mut peer = server.accept().await;
+            peer.request().await;
+            let channels: Vec<_> = (1..=300)
+                .map(|n| json!({"channel": n, "name": format!("robot.{n}.{}", "x".repeat(200)), "epoch": 7, "seq": 1}))
+                .collect();
+            let mut answer = subscribed("a", 7, 1);
+            answer["channels"] = channels.into();
+            peer.say(&answer).await;
+            peer.close(1011).await;
+            for (bytes, channels, expected) in
+                [(65_536, 0, 290..=300), (65_536, 17, 17..=17), (4_096, 1024, 12..=15)]
+            {
+                let mut peer = server.accept_with(&limits(bytes, channels)).await;
+                let request = peer.request().await;
+                assert!(request.to_string().len() <= bytes);
+                let named = request["since"].as_object().unwrap().len();
+                assert!(expected.contains(&named), "{bytes} {channels}: {named}");
+                peer.close(1011).await;
+            }
+            let mut peer = server.accept().await;
+            peer.request().await;
+            stage.stop.send(true).unwrap();
+            assert_eq!(peer.closed().await, Some(1000));
+        };
+        assert_exit(play(command, script).await, ExitCode::SUCCESS);
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_none_is_told_before_anything_is_sent() {
+        let rows: [(&[&str], &str); 5] = [
+            (&["a", "--since", "x"], "--since \"x\": \"x\" is not a cursor: EPOCH:SEQ in decimal digits"),
+            (&["a", "--since", "a=7:1,7:2"], "--since \"a=7:1,7:2\": \"7:1,7:2\" names epoch 7 twice"),
+            (&["a.*", "--since", "7:1"], "--since \"7:1\": say which channel it is of: --since NAME=7:1"),
+            (&["a", "b", "--since", "7:1"], "--since \"7:1\": say which channel it is of: --since NAME=7:1"),
+            (
+                &["a.*", "--since", "b=7:1"],
+                "--since \"b=7:1\": \"b\" is none of the channels to watch; leave it out",
+            ),
+        ];
+        for (rest, told) in rows {
+            let stage = Stage::new();
+            let code = watch(args("ws://127.0.0.1:1/ws", rest), stage.shell()).await;
+            assert_exit(code, ExitCode::from(USAGE));
+            assert!(stage.log.text().starts_with(&format!("error: {told}")), "{}", stage.log.text());
         }
     }
 
@@ -769,7 +1159,7 @@ mod tests {
 
     #[test]
     fn arguments_are_checked() {
-        let rows: [(&[&str], bool); 10] = [
+        let rows: [(&[&str], bool); 17] = [
             (&["a.*", "b.>"], true),
             (&[], false),
             (&["a..b"], false),
@@ -780,6 +1170,13 @@ mod tests {
             (&["a", "--count", "0"], false),
             (&["a", "--max-delay-ms", "-1"], false),
             (&["a", "--json", "--count", "5"], true),
+            (&["a", "--last", "0"], false),
+            (&["a", "--last", "5"], true),
+            (&["a", "--last-ms", "0"], false),
+            (&["a", "--last", "5", "--last-ms", "5"], false),
+            (&["a", "--last", "5", "--since", "1:1"], false),
+            (&["a", "--last-ms", "5", "--since", "1:1"], false),
+            (&["a", "b", "--since", "a=1:1", "--since", "b=1:1"], true),
         ];
         for (rest, taken) in rows {
             assert_eq!(Line::try_parse_from([&["sub"], rest].concat()).is_ok(), taken, "{rest:?}");

@@ -24,6 +24,10 @@ pub enum Event {
     Advertised(Advertised),
     /// A new channel matched a pattern.
     Channel(Channel),
+    /// What comes of the channel from here on was published after its past had been replayed.
+    Live(Live),
+    /// A channel has ended: it was another server's, which is gone. The subscription stays.
+    Ended(Ledger),
     /// A publish was accepted.
     Ack(Ack),
     /// Samples that will not come.
@@ -34,6 +38,10 @@ pub enum Event {
     Pong(Pong),
     /// Answer to `stats`.
     Stats(Stats),
+    /// Answer to `presence`.
+    Presence(Presence),
+    /// Answer to `history`.
+    History(History),
     /// A request failed; the connection lives.
     Error(Error),
     /// The server is about to close the connection.
@@ -67,6 +75,9 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// Most samples in one `Publish`.
     pub message_samples_max: usize,
+    /// Most channels that a connection receives, and that a `since` names; 0 is not known.
+    #[serde(default)]
+    pub channels_max: usize,
 }
 
 /// `welcome.settings`, those that a client needs.
@@ -159,6 +170,28 @@ pub struct ChannelEntry {
     pub epoch: u32,
     /// Sequence of the first sample that will come.
     pub seq: Seq,
+    /// The place before it, for a `since`; not of interest to a publisher.
+    pub cursor: Option<String>,
+    /// What comes of the past, where that was asked for.
+    pub replay: Option<Replay>,
+}
+
+/// What a subscription gets of the past of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Replay {
+    /// `replayed`, `partial` or `reset`.
+    pub outcome: String,
+    /// Samples before the live ones, as of the answer.
+    pub samples: u64,
+}
+
+/// `live`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Live {
+    /// The channel.
+    pub channel: u32,
+    /// Sequence of the next sample.
+    pub seq: Seq,
 }
 
 /// `ack`: the samples have the sequences `seq` to `seq + count - 1`.
@@ -185,7 +218,7 @@ pub struct Gap {
     pub to: Seq,
     /// How many samples of the span are lost.
     pub count: u64,
-    /// Why.
+    /// Why: `slow`, `conflated`, `rate`, `history`, `broker`, or one that a later server has.
     pub reason: String,
 }
 
@@ -199,12 +232,14 @@ pub struct Heartbeat {
 }
 
 /// The newest sequence of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Head {
     /// The channel.
     pub channel: u32,
     /// Its newest sequence; 0 if it has had no sample.
     pub seq: Seq,
+    /// The same, for a `since`, once everything up to it has come or was told as a gap: some may wait to be sent.
+    pub cursor: Option<String>,
 }
 
 /// `pong`: with the client's two instants, offset and round trip follow as in NTP.
@@ -250,6 +285,62 @@ pub struct Ledger {
     pub queued: u64,
 }
 
+/// `presence`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Presence {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
+    /// Connections that receive it.
+    pub count: u64,
+    /// Who they are, unless they are too many.
+    pub members: Option<Vec<Present>>,
+    /// Of `$presence.NAME`, if somebody watches it.
+    pub epoch: Option<u32>,
+    /// Where it stood then.
+    pub seq: Option<Seq>,
+}
+
+/// A connection on a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Present {
+    /// Its number.
+    pub connection: u64,
+    /// Who it is, if it has said so.
+    pub user: Option<String>,
+}
+
+/// `history`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct History {
+    /// Of the request.
+    pub id: Option<u64>,
+    /// The name of the channel.
+    pub channel: String,
+    /// What is kept of each of its streams.
+    pub streams: Vec<KeptStream>,
+}
+
+/// What is kept of one stream of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct KeptStream {
+    /// Its number.
+    pub channel: u32,
+    /// The life of its sequence.
+    pub epoch: u32,
+    /// Sequence of the oldest sample that is kept.
+    pub first: Seq,
+    /// Sequence of the newest one; less than `first` if none is.
+    pub last: Seq,
+    /// Samples.
+    pub samples: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Age of the oldest frame, in milliseconds.
+    pub age_ms: u64,
+}
+
 /// `error`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Error {
@@ -274,20 +365,25 @@ pub struct Goodbye {
 }
 
 /// A place in a channel's sequence, across lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Position {
     /// The channel.
     pub channel: u32,
+    /// Its name.
+    pub name: Option<String>,
     /// The life of its sequence.
     pub epoch: u32,
     /// The newest sequence sent to this connection, or skipped with a `gap`.
     pub seq: Seq,
+    /// The same, for a `since`.
+    pub cursor: Option<String>,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::control;
+    use crate::wire::cursor::Place;
 
     /// What the server writes, the client reads: each message of the server's own types.
     #[test]
@@ -297,9 +393,34 @@ mod tests {
             name: "robot.7.imu",
             epoch: 2_890_124_113,
             seq: 17,
-            cursor: None,
-            replay: None,
+            cursor: Some(Place { epoch: 2_890_124_113, seq: 16 }),
+            replay: Some(control::Replay { outcome: control::ReplayOutcome::Partial, samples: 4 }),
         };
+        let ledger = control::Ledger {
+            channel: 3,
+            published: 9,
+            delivered: 8,
+            dropped: 1,
+            ..control::Ledger::default()
+        };
+        let kept = [control::KeptStream {
+            channel: 3,
+            epoch: 7,
+            first: 2,
+            last: 9,
+            samples: 8,
+            bytes: 99,
+            age_ms: 5,
+        }];
+        let position = control::Position {
+            channel: 3,
+            name: "a".into(),
+            epoch: 7,
+            seq: 9,
+            cursor: Place { epoch: 7, seq: 9 },
+        };
+        let (presence, positions) =
+            ([control::Present { connection: 17, user: Some("alice".into()) }], [position]);
         let rows: Vec<(control::Event<'_>, Event)> = vec![
             (
                 control::Event::Advertised { id: Some(3), channel: entry() },
@@ -310,7 +431,64 @@ mod tests {
                         name: "robot.7.imu".into(),
                         epoch: 2_890_124_113,
                         seq: 17,
+                        cursor: Some("2890124113:16".into()),
+                        replay: Some(Replay { outcome: "partial".into(), samples: 4 }),
                     },
+                }),
+            ),
+            (control::Event::Live { channel: 3, seq: 10 }, Event::Live(Live { channel: 3, seq: 10 })),
+            (
+                control::Event::Ended { ledger },
+                Event::Ended(Ledger {
+                    channel: 3,
+                    published: 9,
+                    delivered: 8,
+                    conflated: 0,
+                    dropped: 1,
+                    queued: 0,
+                }),
+            ),
+            (
+                control::Event::History { id: Some(4), channel: "a", streams: &kept },
+                Event::History(History {
+                    id: Some(4),
+                    channel: "a".into(),
+                    streams: vec![KeptStream {
+                        channel: 3,
+                        epoch: 7,
+                        first: 2,
+                        last: 9,
+                        samples: 8,
+                        bytes: 99,
+                        age_ms: 5,
+                    }],
+                }),
+            ),
+            (
+                control::Event::Presence {
+                    id: None,
+                    channel: "a",
+                    count: 1,
+                    members: Some(&presence),
+                    as_of: None,
+                },
+                Event::Presence(Presence {
+                    id: None,
+                    channel: "a".into(),
+                    count: 1,
+                    members: Some(vec![Present { connection: 17, user: Some("alice".into()) }]),
+                    epoch: None,
+                    seq: None,
+                }),
+            ),
+            (
+                control::Event::Heartbeat {
+                    server_ns: Digits(1),
+                    heads: &[control::Head { channel: 3, seq: 9, cursor: Place { epoch: 7, seq: 9 } }],
+                },
+                Event::Heartbeat(Heartbeat {
+                    server_ns: Digits(1),
+                    heads: vec![Head { channel: 3, seq: 9, cursor: Some("7:9".into()) }],
                 }),
             ),
             (
@@ -364,11 +542,17 @@ mod tests {
                 Event::TokenExpiring(TokenExpiring { expires_s: 1_763_867_691 }),
             ),
             (
-                control::Event::Goodbye { reason: "drain", reconnect_after_ms: 1_500, positions: &[] },
+                control::Event::Goodbye { reason: "drain", reconnect_after_ms: 1_500, positions: &positions },
                 Event::Goodbye(Goodbye {
                     reason: "drain".into(),
                     reconnect_after_ms: 1_500,
-                    positions: vec![],
+                    positions: vec![Position {
+                        channel: 3,
+                        name: Some("a".into()),
+                        epoch: 7,
+                        seq: 9,
+                        cursor: Some("7:9".into()),
+                    }],
                 }),
             ),
         ];

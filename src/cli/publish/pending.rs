@@ -190,7 +190,7 @@ mod tests {
         let total = u64::try_from(SAMPLES_MAX).unwrap() + 5;
         let dropped: u64 = (1..=total).map(|line| pending.push(read(line, Value::Number(0.0)))).sum();
         assert_eq!((dropped, pending.len()), (5, SAMPLES_MAX));
-        let limits = Limits { message_bytes_max: 1 << 20, message_samples_max: 1 };
+        let limits = Limits { message_bytes_max: 1 << 20, message_samples_max: 1, channels_max: 1 };
         let block = pending.block(&limits).unwrap().unwrap();
         assert_eq!(block.source_ns, 1_006);
     }
@@ -216,7 +216,7 @@ mod tests {
             (&[1], 0, 0, &[Err(1)]),
         ];
         for (lengths, message_samples_max, message_bytes_max, expected) in rows {
-            let limits = Limits { message_bytes_max, message_samples_max };
+            let limits = Limits { message_bytes_max, message_samples_max, channels_max: 1 };
             let mut pending = Pending::default();
             for (line, &length) in (1..).zip(lengths) {
                 assert_eq!(pending.push(read(line, Value::Text("x".repeat(length)))), 0);

@@ -18,28 +18,33 @@ use crate::wire::proto::sample::Value;
 /// Bytes of a value that a text line shows.
 const SHOWN_BYTES_MAX: usize = 32;
 
+/// Where a sample comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin<'a> {
+    /// Name of the channel.
+    pub(super) channel: &'a str,
+    /// The life of its sequence.
+    pub(super) epoch: u32,
+    /// It is of the past: what lies between its receipt and its arrival is no latency.
+    pub(super) replayed: bool,
+    /// When it came, nanoseconds since the Unix epoch.
+    pub(super) arrival_ns: u64,
+}
+
 /// `02:14:51.123 robot.7.imu #17 1.25 (2.1 ms)`.
-pub(super) fn push_sample_text(line: &mut String, channel: &str, sample: &Arrived<'_>, arrival_ns: u64) {
+pub(super) fn push_sample_text(line: &mut String, from: Origin<'_>, sample: &Arrived<'_>) {
     let time = TimeOfDay(sample.source_ns.unwrap_or(sample.received_ns));
-    let latency_ms = millis_between(sample.received_ns, arrival_ns);
     // Writing to a String cannot fail.
-    let _ = writeln!(
-        line,
-        "{time} {} #{} {} ({latency_ms:.1} ms)",
-        Escaped(channel),
-        sample.seq,
-        Shown(sample.value)
-    );
+    let _ = write!(line, "{time} {} #{} {} ", Escaped(from.channel), sample.seq, Shown(sample.value));
+    let latency_ms = millis_between(sample.received_ns, from.arrival_ns);
+    let _ = match from.replayed {
+        true => writeln!(line, "(replayed)"),
+        false => writeln!(line, "({latency_ms:.1} ms)"),
+    };
 }
 
 /// The same as an object; the value under the name of its kind, as in the protocol's JSON codec.
-pub(super) fn push_sample_json(
-    line: &mut String,
-    channel: &str,
-    epoch: u32,
-    sample: &Arrived<'_>,
-    arrival_ns: u64,
-) {
+pub(super) fn push_sample_json(line: &mut String, from: Origin<'_>, sample: &Arrived<'_>) {
     #[derive(Serialize)]
     struct Sample<'a> {
         r#type: &'static str,
@@ -50,17 +55,20 @@ pub(super) fn push_sample_json(
         source_ns: Option<Digits>,
         received_ns: Digits,
         arrival_ns: Digits,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        replayed: bool,
         #[serde(flatten)]
         value: Option<JsonValue<'a>>,
     }
     let sample = Sample {
         r#type: "sample",
-        channel,
-        epoch,
+        channel: from.channel,
+        epoch: from.epoch,
         seq: sample.seq,
         source_ns: sample.source_ns.map(Digits),
         received_ns: Digits(sample.received_ns),
-        arrival_ns: Digits(arrival_ns),
+        arrival_ns: Digits(from.arrival_ns),
+        replayed: from.replayed,
         value: sample.value.map(JsonValue::from),
     };
     // It holds nothing that JSON cannot: no maps, and numbers that are not finite are text.
@@ -102,7 +110,20 @@ pub(super) enum Report<'a> {
         /// First sequence that will come.
         seq: Seq,
     },
-    /// Published between two connections.
+    /// What comes of the past, by a subscription that asked for it.
+    Past {
+        /// The name or pattern.
+        subscription: &'a str,
+        /// Samples that come before the live ones.
+        samples: u64,
+        /// Channels of which all comes that was asked for.
+        replayed: usize,
+        /// Channels of which some is not kept any more.
+        partial: usize,
+        /// Channels that have no such past: what is kept comes.
+        reset: usize,
+    },
+    /// Published between two connections, and not to be had.
     Missed {
         /// Name of the channel.
         channel: &'a str,
@@ -121,6 +142,11 @@ pub(super) enum Report<'a> {
         epoch: u32,
         /// First sequence that will come.
         seq: Seq,
+    },
+    /// A channel is no more: it was another server's, which is gone.
+    Ended {
+        /// Name of the channel.
+        channel: &'a str,
     },
     /// The server refused something.
     Error {
@@ -200,6 +226,25 @@ impl fmt::Display for Report<'_> {
             }
             Self::Channel { channel, subscription, epoch: _, seq } => {
                 write!(f, "new channel {} from #{seq} ({})", Escaped(channel), Escaped(subscription))
+            }
+            Self::Past { subscription, samples, replayed, partial, reset } => {
+                let plural = if samples == 1 { "" } else { "s" };
+                write!(f, "replaying {samples} sample{plural} of {}", Escaped(subscription))?;
+                let parts = [
+                    (replayed, "complete"),
+                    (partial, "partial: a gap tells what is not kept any more"),
+                    (reset, "reset: not what was seen before, so all that is kept comes"),
+                ];
+                let mut before = "; ";
+                for (channels, what) in parts.into_iter().filter(|(channels, _)| *channels > 0) {
+                    let plural = if channels == 1 { "" } else { "s" };
+                    write!(f, "{before}{channels} channel{plural} {what}")?;
+                    before = ", ";
+                }
+                Ok(())
+            }
+            Self::Ended { channel } => {
+                write!(f, "{} has ended: it came from another server, which is gone", Escaped(channel))
             }
             Self::Missed { channel, from, to } => {
                 let count = u128::from(to) + 1 - u128::from(from.min(to));
@@ -355,28 +400,32 @@ mod tests {
         for (value, shown, json) in rows {
             let sample =
                 Arrived { seq: 17, source_ns: Some(1_000_000), received_ns: 2_000_000, value: Some(&value) };
-            let mut line = String::new();
-            push_sample_text(&mut line, "robot.7.imu", &sample, 4_100_000);
-            assert_eq!(line, format!("00:00:00.001 robot.7.imu #17 {shown} (2.1 ms)\n"));
-            let mut line = String::new();
-            push_sample_json(&mut line, "robot.7.imu", 5, &sample, 4_100_000);
-            let head = r#"{"type":"sample","channel":"robot.7.imu","epoch":5,"seq":17"#;
-            let times = r#""source_ns":"1000000","received_ns":"2000000","arrival_ns":"4100000""#;
-            assert_eq!(line, format!("{head},{times},{json}}}\n"));
+            for (replayed, end, field) in [(false, "2.1 ms", ""), (true, "replayed", r#","replayed":true"#)] {
+                let from = Origin { channel: "robot.7.imu", epoch: 5, replayed, arrival_ns: 4_100_000 };
+                let mut line = String::new();
+                push_sample_text(&mut line, from, &sample);
+                assert_eq!(line, format!("00:00:00.001 robot.7.imu #17 {shown} ({end})\n"));
+                let mut line = String::new();
+                push_sample_json(&mut line, from, &sample);
+                let head = r#"{"type":"sample","channel":"robot.7.imu","epoch":5,"seq":17"#;
+                let times = r#""source_ns":"1000000","received_ns":"2000000","arrival_ns":"4100000""#;
+                assert_eq!(line, format!("{head},{times}{field},{json}}}\n"));
+            }
         }
     }
 
     #[test]
     fn without_a_source_time_the_servers_stands_in() {
         let sample = Arrived { seq: 1, source_ns: None, received_ns: 2_000_000, value: None };
+        let from = Origin { channel: "a\u{1b}", epoch: 5, replayed: false, arrival_ns: 1_000_000 };
         let mut line = String::new();
-        push_sample_text(&mut line, "a\u{1b}", &sample, 1_000_000);
+        push_sample_text(&mut line, from, &sample);
         assert_eq!(
             line,
             "00:00:00.002 a\\u{1b} #1 (a kind of value that this version does not know) (-1.0 ms)\n"
         );
         let mut line = String::new();
-        push_sample_json(&mut line, "a", 5, &sample, 1_000_000);
+        push_sample_json(&mut line, from, &sample);
         assert!(!line.contains("source_ns"), "{line}");
     }
 
@@ -398,6 +447,22 @@ mod tests {
                 Report::Channel { channel: "a.b", subscription: "a.*", epoch: 7, seq: 1 },
                 "new channel a.b from #1 (a.*)",
                 r#"{"type":"channel","channel":"a.b","subscription":"a.*","epoch":7,"seq":1}"#,
+            ),
+            (
+                Report::Past { subscription: "a.*", samples: 104, replayed: 2, partial: 1, reset: 1 },
+                "replaying 104 samples of a.*; 2 channels complete, 1 channel partial: a gap tells what is not kept any \
+                 more, 1 channel reset: not what was seen before, so all that is kept comes",
+                r#"{"type":"past","subscription":"a.*","samples":104,"replayed":2,"partial":1,"reset":1}"#,
+            ),
+            (
+                Report::Past { subscription: "a", samples: 1, replayed: 1, partial: 0, reset: 0 },
+                "replaying 1 sample of a; 1 channel complete",
+                r#"{"type":"past","subscription":"a","samples":1,"replayed":1,"partial":0,"reset":0}"#,
+            ),
+            (
+                Report::Ended { channel: "a\u{7}" },
+                "a\\u{7} has ended: it came from another server, which is gone",
+                r#"{"type":"ended","channel":"a\u0007"}"#,
             ),
             (
                 Report::Missed { channel: "a", from: 1, to: u64::MAX },
