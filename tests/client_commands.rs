@@ -324,3 +324,68 @@ async fn a_token_that_ends_without_another_ends_the_command() {
                  error: unauthenticated (4401); another token is needed; not connecting again\n";
     assert!(said.ends_with(words), "{said}");
 }
+
+/// A server on this address; its URL, and its first line is out.
+async fn serve(listen: &str) -> (Child, String) {
+    let mut server = tidewire(&["serve", "--listen", listen, "--no-host-telemetry"]).spawn().unwrap();
+    let first = BufReader::new(server.stdout.take().unwrap()).lines().next_line().await.unwrap().unwrap();
+    (server, first.split(' ').next_back().unwrap().to_owned())
+}
+
+async fn publish(url: &str, lines: &str) {
+    let mut publisher = tidewire(&["pub", "rig.1", "--url", url]).stdin(Stdio::piped()).spawn().unwrap();
+    publisher.stdin.take().unwrap().write_all(lines.as_bytes()).await.unwrap();
+    assert_eq!(exit_code(publisher).await, Some(0));
+}
+
+/// The numbers of the samples among these lines.
+fn numbers(lines: &[serde_json::Value]) -> Vec<f64> {
+    lines.iter().filter_map(|line| line["number"].as_f64()).collect()
+}
+
+#[tokio::test]
+async fn sub_outlives_its_server_and_goes_on_with_the_next() {
+    let (mut server, url) = serve("127.0.0.1:0").await;
+    let address = url.strip_prefix("ws://").unwrap().strip_suffix("/ws").unwrap().to_owned();
+    publish(&url, "1\n2\n3\n").await;
+    let sub =
+        |more: &[&str]| tidewire(&["sub", "rig.*", "--json", "--url", &url]).args(more).spawn().unwrap();
+    // Two of the past, and then what is live.
+    let mut first = sub(&["--last", "2"]);
+    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+    let mut seen = until(&mut lines, |line| line["number"] == 3.0).await;
+    publish(&url, "4\n").await;
+    seen.extend(until(&mut lines, |line| line["number"] == 4.0).await);
+    assert_eq!(numbers(&seen), [2.0, 3.0, 4.0]);
+    let replayed = |line: &&serde_json::Value| line["replayed"] == true;
+    assert_eq!(seen.iter().filter(replayed).count(), 2);
+    let epoch = seen.last().unwrap()["epoch"].as_u64().unwrap();
+
+    // Somebody else goes on where this one is: behind what it has, all that is kept and nothing twice.
+    let place = format!("rig.1={epoch}:1");
+    let other = sub(&["--since", &place, "--count", "3"]).wait_with_output().await.unwrap();
+    let other: Vec<serde_json::Value> = String::from_utf8(other.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(numbers(&other), [2.0, 3.0, 4.0]);
+    let past = other.iter().find(|line| line["type"] == "past").unwrap();
+    assert_eq!((&past["replayed"], &past["samples"]), (&json!(1), &json!(3)));
+
+    // SIGKILL: nobody says goodbye.
+    server.kill().await.unwrap();
+    until(&mut lines, |line| line["type"] == "reconnecting").await;
+    let (_server, again) = serve(&address).await;
+    assert_eq!(again, url);
+    publish(&url, "5\n6\n").await;
+    let seen = until(&mut lines, |line| line["number"] == 6.0).await;
+    assert_eq!(numbers(&seen), [5.0, 6.0]);
+    // It keeps nothing beyond its life, and says so.
+    let restarted = seen.iter().find(|line| line["type"] == "restarted").unwrap();
+    assert_eq!((&restarted["epoch_before"], &restarted["seq"]), (&json!(epoch), &json!(1)));
+    assert!(seen.iter().any(|line| line["type"] == "past" && line["reset"] == 1), "{seen:?}");
+    let pid = first.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    assert_eq!(exit_code(first).await, Some(0));
+}
