@@ -262,7 +262,7 @@ fn handle(event: Event, core: &mut Core, broker: &Broker, shared: &Shared, now: 
 
 fn obey(told: Told, core: &Core, broker: &Broker, shared: &Shared, now: Now) {
     match told {
-        Told::Echo { .. } => shared.readiness.prove_broker(now.at),
+        Told::Echo => shared.readiness.prove_broker(now.at),
         Told::Revoked(revoked, issued_s) => {
             if let Err(error) = shared.gate.note_revoked(&revoked, issued_s, now) {
                 tracing::error!(%error, ?revoked, "a revocation of another server is not taken");

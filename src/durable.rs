@@ -24,10 +24,10 @@ pub enum Told {
 /// Tells a worker, by its number. Called on the store's thread: must be quick.
 pub type Tell = Box<dyn Fn(usize, Told) + Send + Sync>;
 
-/// See the module's page. Each lock is held for one operation of a map.
+/// See the module's page. Each lock is held for one operation of a map; the store has its own.
 #[derive(Debug)]
 pub struct Durable {
-    store: Mutex<Option<Store>>,
+    store: Store,
     streams: Arc<Streams>,
     /// What was read back of streams that nobody has opened yet.
     recovered: Mutex<HashMap<Arc<str>, Vec<StoredFrame>>>,
@@ -76,13 +76,13 @@ impl Durable {
         }
         tracing::info!(streams = recovered.streams.len(), "the history goes on");
         let recovered = recovered.streams.into_iter().map(|stream| (stream.name, stream.frames)).collect();
-        Ok(Self { store: Mutex::new(Some(store)), streams, recovered: Mutex::new(recovered) })
+        Ok(Self { store, streams, recovered: Mutex::new(recovered) })
     }
 
     /// How the stream of a name numbers its samples from now on, if it is one for the disk.
     #[must_use]
     pub fn life_of(&self, name: &str) -> Option<Life> {
-        lock(&self.store).as_ref()?.stream(name).ok()
+        self.store.stream(name).ok()
     }
 
     /// A stream has its home at a worker. Returns what was read back of it.
@@ -103,7 +103,7 @@ impl Durable {
             received_ns,
             body: frame.bytes.slice(usize::from(frame.head_bytes)..),
         };
-        lock(&self.store).as_ref().is_some_and(|store| store.append(key, stored).is_ok())
+        self.store.append(key, stored).is_ok()
     }
 
     /// Whether what is appended is made safe.
@@ -115,21 +115,18 @@ impl Durable {
     /// Nobody needs the stream any more.
     pub fn forget(&self, key: StreamKey) {
         lock(&self.streams.homes).remove(&key);
-        if let Some(store) = lock(&self.store).as_ref() {
-            store.forget(key);
-        }
+        self.store.forget(key);
     }
 
     /// What it did and has, and what is wrong with it.
     #[must_use]
-    pub fn stats(&self) -> Option<(StoreStats, Health)> {
-        lock(&self.store).as_ref().map(|store| (store.stats(), store.health()))
+    pub fn stats(&self) -> (StoreStats, Health) {
+        (self.store.stats(), self.store.health())
     }
 
     /// Makes everything safe, and the next start one that goes on. Waits for the disk: for the end of the server.
     pub fn close(&self) {
-        let store = lock(&self.store).take();
-        if let Some(Err(error)) = store.map(Store::close) {
+        if let Err(error) = self.store.close() {
             tracing::error!(%error, "the history was not closed in order");
         }
     }

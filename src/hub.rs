@@ -17,7 +17,8 @@ use crate::clock::{Now, nanos};
 use crate::close::CloseReason;
 use crate::config::Config;
 use crate::durable::Told;
-use crate::history::ring::{Kept, StreamOf};
+use crate::history::ring::Kept;
+use crate::history::store::StreamKey;
 use crate::history::{History, RingKey};
 use crate::metrics::{Stage, WorkerMetrics};
 use crate::outbox::Slot;
@@ -274,7 +275,6 @@ impl Hub {
                     Announced::Mirror { home, channel } => {
                         self.router.send(home, ToWorker::MirrorAnnounced(channel));
                     }
-                    Announced::Nobody => {}
                 }
             }
             ToWorker::Announced { token, seq } => self.finish_announce(token, seq),
@@ -428,13 +428,14 @@ impl Hub {
         self.channels.entry(info.id).or_insert_with(|| {
             let mut channel = Channel::new(Arc::clone(info));
             keep_history(&mut channel, &mut self.history, &self.config);
-            if let Some((life, durable)) = info.life.as_ref().zip(self.router.durable()) {
-                let of = StreamOf { channel: info.id, epoch: info.epoch };
-                let stored = durable.begin(&info.name, life.key, self.worker, info.id);
-                for frame in stored.iter().filter(|_| channel.ring().is_some()) {
-                    let times = [frame.flushed_ns, frame.received_ns];
+            // Only what has a ring has a life on the disk.
+            if let (Some(life), Some(durable), Some(ring)) =
+                (&info.life, self.router.durable(), channel.ring())
+            {
+                for frame in durable.begin(&info.name, life.key, self.worker, info.id) {
+                    let (times, of) = ([frame.flushed_ns, frame.received_ns], channel.stream());
                     let kept = Kept::from_body(of, frame.first, frame.count, times, &frame.body, now);
-                    channel.ring().into_iter().for_each(|ring| self.history.insert(ring, kept.clone(), now));
+                    self.history.insert(ring, kept, now);
                 }
             }
             let crosses = self.router.outlet().is_some_and(|outlet| outlet.crosses(&info.name));
@@ -446,15 +447,13 @@ impl Hub {
     }
 
     /// Keeps a frame of the class that the history is made of: of all that is published to a channel with a history, once each.
-    fn keep(&mut self, id: ChannelId, ring: RingKey, frame: &Frame, now: Now) {
+    fn keep(&mut self, ring: RingKey, key: Option<StreamKey>, frame: &Frame, now: Now) {
         let kept = Kept::of(frame, now);
-        let life = self.channels.get(&id).and_then(|channel| channel.info().life.as_ref());
-        if let Some((life, durable)) = life.zip(self.router.durable()) {
-            let times = kept.times_ns();
-            if !durable.append(life.key, frame, times) {
-                self.metrics.counters.history_frames_refused += 1;
-                self.ack_upto(id, frame.last, Guarantee::Accepted);
-            }
+        if let Some((key, durable)) = key.zip(self.router.durable())
+            && !durable.append(key, frame, kept.times_ns())
+        {
+            self.metrics.counters.history_frames_refused += 1;
+            self.ack_upto(frame.channel, frame.last, Guarantee::Accepted);
         }
         self.history.insert(ring, kept, now);
     }
@@ -496,6 +495,7 @@ impl Hub {
                 self.quiet.note_sent(id, now.at);
             }
             let ring = channel.ring().filter(|_| class.is_kept());
+            let stored = channel.info().life.as_ref().map(|life| life.key);
             let mut here = false;
             for worker in class.workers() {
                 if worker == self.worker {
@@ -507,7 +507,7 @@ impl Hub {
             }
             if let Some(ring) = ring {
                 has_kept = true;
-                self.keep(id, ring, &frame, now);
+                self.keep(ring, stored, &frame, now);
             }
             if here {
                 self.hand_out(key, frame, now);
@@ -616,13 +616,17 @@ impl Hub {
         receivers.classes.iter().filter(|(key, _)| *key == class).flat_map(|(_, list)| list).for_each(work);
     }
 
+    /// All workers but this one.
+    fn other_workers(&self) -> impl Iterator<Item = usize> + use<> {
+        let this = self.worker;
+        (0..self.router.workers()).filter(move |&worker| worker != this)
+    }
+
     /// Seals everything, and tells every worker.
     fn drain(&mut self, now: Now) {
         self.draining = true;
         self.seal_channels(now);
-        for worker in (0..self.router.workers()).filter(|&worker| worker != self.worker) {
-            self.router.send(worker, ToWorker::Sealed);
-        }
+        self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));
         self.note_sealed(now);
     }
 
@@ -697,10 +701,9 @@ fn kept_class(config: &Config) -> ClassKey {
 fn keep_history(channel: &mut Channel, history: &mut History, config: &Config) {
     let info = channel.info();
     if let Some(bounds) = config.history.bounds_of(&info.name) {
-        let of = StreamOf { channel: info.id, epoch: info.epoch };
         let ancestors = info.life.iter().flat_map(|life| &life.lineage);
         let lineage = Lineage(ancestors.map(|ancestor| (ancestor.epoch, ancestor.last)).collect());
-        channel.keep(kept_class(config), history.open(of, bounds, lineage));
+        channel.keep(kept_class(config), history.open(channel.stream(), bounds, lineage));
     }
 }
 

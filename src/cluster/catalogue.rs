@@ -70,15 +70,9 @@ impl Catalogue {
         Self { peers: HashMap::new(), names: HashMap::new(), entries: 0, entries_max }
     }
 
-    /// Other servers that are there.
-    #[must_use]
-    pub fn peers(&self) -> usize {
-        self.peers.len()
-    }
-
-    /// The other servers with the number of names that each publishes.
-    pub fn list(&self) -> impl Iterator<Item = (NodeId, usize)> + '_ {
-        self.peers.iter().map(|(node, peer)| (*node, peer.channels.len()))
+    /// The other servers that are there.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.peers.keys().copied()
     }
 
     /// The lives of a name's sequences on other servers.
@@ -339,7 +333,7 @@ mod tests {
         assert_eq!(catalogue.streams("both").collect::<Vec<_>>(), [2, 3]);
         assert!(catalogue.expire(later).is_empty());
         assert_eq!(texts(&catalogue.expire(start + SILENCE_MAX)), ["a", "both"]);
-        assert_eq!((catalogue.peers(), catalogue.streams("both").collect::<Vec<_>>()), (1, vec![3]));
+        assert_eq!((catalogue.nodes().count(), catalogue.streams("both").collect::<Vec<_>>()), (1, vec![3]));
         assert!(!catalogue.lists("a"));
     }
 
@@ -358,6 +352,6 @@ mod tests {
         for node in 10..1_000 {
             catalogue.handle(NodeId(node), hello(0, 1), now);
         }
-        assert_eq!(catalogue.peers(), PEERS_MAX);
+        assert_eq!(catalogue.nodes().count(), PEERS_MAX);
     }
 }

@@ -14,8 +14,10 @@ use slab::Slab;
 
 use super::catalogue::{Catalogue, Outcome};
 use super::message::{CHANNELS_PER_MESSAGE, Envelope, Message};
+use crate::auth::revocations::Revoked;
 use crate::clock::Now;
-use crate::hub::directory::ChannelInfo;
+use crate::config::ChannelLimits;
+use crate::hub::directory::{ChannelInfo, Directory, MIRRORS_PER_NAME_MAX};
 use crate::hub::router::{Arrival, Relayed, Router, ToWorker, Waiter};
 use crate::pattern::index::PatternIndex;
 use crate::pattern::{self, Pattern};
@@ -42,14 +44,11 @@ pub trait Wire {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Told {
     /// Somebody is shut out.
-    Revoked(crate::auth::revocations::Revoked, u64),
+    Revoked(Revoked, u64),
     /// A server is new and has to hear who was shut out before.
     NewServer,
-    /// What was said comes back from the broker: by this server's clock it was sent then.
-    Echo {
-        /// Nanoseconds since the Unix epoch.
-        sent_ns: u64,
-    },
+    /// What was said comes back from the broker.
+    Echo,
 }
 
 /// See the module's page.
@@ -125,13 +124,8 @@ struct Wait {
 impl Core {
     /// The state of a server that is connected to nobody yet.
     #[must_use]
-    pub fn new(
-        node: NodeId,
-        router: Arc<Router>,
-        keeps: bool,
-        limits: &crate::config::ChannelLimits,
-    ) -> Self {
-        router.directory(crate::hub::directory::Directory::note_changes);
+    pub fn new(node: NodeId, router: Arc<Router>, keeps: bool, limits: &ChannelLimits) -> Self {
+        router.directory(Directory::note_changes);
         Self {
             node,
             router,
@@ -154,18 +148,6 @@ impl Core {
             untold: VecDeque::new(),
             ask: Vec::new(),
         }
-    }
-
-    /// Who the others are, and how many names each publishes.
-    #[must_use]
-    pub const fn catalogue(&self) -> &Catalogue {
-        &self.catalogue
-    }
-
-    /// Topics that are subscribed to.
-    #[must_use]
-    pub fn topics(&self) -> usize {
-        self.topics.len()
     }
 
     /// Somebody subscribes.
@@ -204,7 +186,7 @@ impl Core {
     /// Somebody begins to publish under a name, and waits until no other server misses what comes.
     pub fn open(&mut self, waiter: Waiter, wire: &dyn Wire, now: Now) {
         self.take_changes(wire, now);
-        let missing: HashSet<NodeId> = self.catalogue.list().map(|(node, _)| node).collect();
+        let missing: HashSet<NodeId> = self.catalogue.nodes().collect();
         if !self.up || missing.is_empty() {
             self.router.pass_on(Arrival { passed: 0, waiter });
             return;
@@ -333,8 +315,7 @@ impl Core {
         if let Some((node, epoch)) = peeked
             && node != self.node
             && let Some(topic) = self.topics.get_mut(name)
-            && (topic.streams.len() < crate::hub::directory::MIRRORS_PER_NAME_MAX
-                || topic.streams.contains_key(&epoch))
+            && (topic.streams.len() < MIRRORS_PER_NAME_MAX || topic.streams.contains_key(&epoch))
         {
             topic.streams.insert(epoch, now.at);
         }
@@ -352,7 +333,7 @@ impl Core {
         let Envelope { node, message } = envelope;
         if node == self.node {
             return match message {
-                Message::Hello { sent_ns, .. } => vec![Told::Echo { sent_ns }],
+                Message::Hello { .. } => vec![Told::Echo],
                 _ => Vec::new(),
             };
         }
@@ -408,7 +389,7 @@ impl Core {
 
     /// To be called when a name here is published to since lately or not any more.
     pub fn take_changes(&mut self, wire: &dyn Wire, now: Now) {
-        let changed = self.router.directory(crate::hub::directory::Directory::take_changed);
+        let changed = self.router.directory(Directory::take_changed);
         let crossing = changed.into_iter().filter(|(name, _)| self.crosses(name));
         let (mut opened, mut closed) = (BTreeMap::new(), Vec::new());
         for (name, info) in crossing.collect::<Vec<(Box<str>, Option<Arc<ChannelInfo>>)>>() {
@@ -519,7 +500,7 @@ impl Core {
     }
 
     /// Says that somebody is shut out.
-    pub fn tell_revoked(&self, revoked: crate::auth::revocations::Revoked, issued_s: u64, wire: &dyn Wire) {
+    pub fn tell_revoked(&self, revoked: Revoked, issued_s: u64, wire: &dyn Wire) {
         self.say(Message::Revoke { revoked, issued_s }, wire);
     }
 

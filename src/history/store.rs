@@ -270,7 +270,7 @@ impl StoreStats {
 /// See the module. Dropping it makes safe what it was given, and is no stop in order: only [`Store::close`] is.
 pub struct Store {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<Result<(), String>>>,
+    thread: Mutex<Option<JoinHandle<Result<(), String>>>>,
 }
 
 /// How the thread ends.
@@ -383,7 +383,7 @@ impl Store {
                 Writer { shared: &writers, log, tell: &mut tell, clock, interval, backoff }.run(guard)
             })
             .map_err(|error| format!("its thread cannot be started: {error}"))?;
-        Ok((Self { shared, thread: Some(thread) }, Recovered { streams, notes }))
+        Ok((Self { shared, thread: Mutex::new(Some(thread)) }, Recovered { streams, notes }))
     }
 
     /// How the stream of a name numbers its samples: as it did when it was last here, if that is known, else from 1 under an epoch of
@@ -458,16 +458,17 @@ impl Store {
         self.shared.lock().stats.clone()
     }
 
-    /// Makes everything safe and marks the stop as in order. Waits for the disk.
+    /// Makes everything safe and marks the stop as in order; nothing is taken any more. Waits for the disk.
     ///
     /// # Errors
     /// Says why it could not; then the streams get new epochs at the next start.
-    pub fn close(mut self) -> Result<(), String> {
+    pub fn close(&self) -> Result<(), String> {
         self.stop(Stop::InOrder)
     }
 
-    fn stop(&mut self, stop: Stop) -> Result<(), String> {
-        let Some(thread) = self.thread.take() else { return Ok(()) };
+    fn stop(&self, stop: Stop) -> Result<(), String> {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
         self.shared.lock().stop = Some(stop);
         self.shared.wake.notify_one();
         thread.join().unwrap_or_else(|_| Err("the store's thread failed".to_owned()))

@@ -45,7 +45,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         broker_delivers: shared.readiness.has_proof(Instant::now()),
         ..Gauges::default()
     };
-    if let Some((stats, health)) = shared.router.durable().and_then(|durable| durable.stats()) {
+    if let Some((stats, health)) = shared.router.durable().map(|durable| durable.stats()) {
         gauges.history_store_disk_bytes = stats.disk_bytes;
         gauges.history_store_waiting_bytes = stats.in_flight_bytes as u64;
         gauges.history_store_degraded = health != Health::Healthy;

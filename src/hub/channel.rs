@@ -170,13 +170,18 @@ impl Channel {
         self.ring
     }
 
+    /// Whose frames the history keeps.
+    #[must_use]
+    pub fn stream(&self) -> StreamOf {
+        StreamOf { channel: self.info.id, epoch: self.info.epoch }
+    }
+
     /// How far its sequence and its history have come.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let newest = self.next_seq - 1;
         let sealed = self.kept_class().map_or(newest, |class| class.batch.settled(newest));
-        let of = StreamOf { channel: self.info.id, epoch: self.info.epoch };
-        Standing { of, next: self.next_seq, sealed }
+        Standing { of: self.stream(), next: self.next_seq, sealed }
     }
 
     /// The class that the history is made of.

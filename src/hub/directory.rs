@@ -136,12 +136,6 @@ impl Directory {
         self.by_name.get(name).filter(|own| own.published).map(|own| Arc::clone(&own.info))
     }
 
-    /// Everything that is published to here.
-    #[must_use]
-    pub fn published(&self) -> Vec<Arc<ChannelInfo>> {
-        self.by_name.values().filter(|own| own.published).map(|own| Arc::clone(&own.info)).collect()
-    }
-
     /// Opens a channel by its (checked) name, and makes it if need be. Each call is one hold, given back with
     /// [`Directory::release`].
     ///
@@ -191,7 +185,7 @@ impl Directory {
         mirrors.take(limit).map(hold).collect()
     }
 
-    /// The mirror of another server's stream, made if need be, and whether it was. Comes without a hold: it lingers until somebody
+    /// The mirror of another server's stream, made if need be. Comes without a hold: it lingers until somebody
     /// holds it.
     ///
     /// # Errors
@@ -202,13 +196,13 @@ impl Directory {
         epoch: u32,
         origin: NodeId,
         now: Instant,
-    ) -> Result<(Arc<ChannelInfo>, bool), DirectoryFull> {
+    ) -> Result<Arc<ChannelInfo>, DirectoryFull> {
         let known = self.mirrors.get(name).map(Vec::as_slice).unwrap_or_default();
         if let Some(listed) = known.iter().find(|listed| listed.info.epoch == epoch) {
             let info = Arc::clone(&listed.info);
             // It may have ended, and goes on.
             self.set_mirror_published(info.id, true);
-            return Ok((info, false));
+            return Ok(info);
         }
         let taken = self.by_name.get(name).is_some_and(|own| own.info.epoch == epoch);
         if known.len() >= MIRRORS_PER_NAME_MAX || taken {
@@ -217,7 +211,7 @@ impl Directory {
         let info = self.new_channel(name, epoch, Some(origin), None)?;
         let listed = Listed { published: true, free_since: Some(now), ..Listed::new(Arc::clone(&info)) };
         self.mirrors.entry(name.into()).or_default().push(listed);
-        Ok((info, true))
+        Ok(info)
     }
 
     /// A stream of another server has ended: nobody finds it any more, and it goes when those have left who have it.
@@ -476,9 +470,10 @@ mod tests {
     fn a_mirror_is_found_like_a_channel_and_lingers_like_one() {
         let (node, linger, start) = (NodeId(7), Duration::from_secs(60), Instant::now());
         let mut directory = Directory::new(2, 3);
-        let (mirror, new) = directory.open_mirror("a.b", 5, node, start).unwrap();
-        assert!(new);
-        assert!(!directory.open_mirror("a.b", 5, node, start).unwrap().1, "the same stream");
+        let mirror = directory.open_mirror("a.b", 5, node, start).unwrap();
+        assert_eq!(directory.len(), 1);
+        assert_eq!(directory.open_mirror("a.b", 5, node, start), Ok(Arc::clone(&mirror)), "the same stream");
+        assert_eq!(directory.len(), 1);
         assert_eq!(directory.open_matching(&pattern("a.*"), 10), [Arc::clone(&mirror)]);
         let own = directory.open("a.b", Role::Subscriber).unwrap().info;
         assert_eq!(directory.open_mirrors("a.b", 10), [Arc::clone(&mirror)]);
@@ -487,7 +482,8 @@ mod tests {
         assert_eq!(directory.open_mirror("a.b", own.epoch, node, start), Err(DirectoryFull), "it is ours");
         assert_eq!(directory.end_mirror("a.b", 5), Some(Arc::clone(&mirror)));
         assert_eq!(directory.open_mirrors("a.b", 10), [], "nobody finds what has ended");
-        assert!(!directory.open_mirror("a.b", 5, node, start).unwrap().1, "it goes on");
+        assert_eq!(directory.open_mirror("a.b", 5, node, start), Ok(Arc::clone(&mirror)), "it goes on");
+        assert_eq!(directory.len(), 2);
         directory.open_mirror("c", 5, node, start).unwrap();
         assert_eq!(directory.open_mirror("d", 5, node, start), Err(DirectoryFull));
         directory.release(mirror.id, start);

@@ -883,9 +883,8 @@ impl Hub {
 
     /// Answers an `advertise`, as soon as the workers that have to be told or asked have answered.
     fn answer_advertise(&mut self, member: usize, id: Option<u64>, info: &Arc<ChannelInfo>, tell: Tell) {
-        let others = (0..self.router.workers()).filter(|&worker| worker != self.worker);
         let told: Vec<usize> =
-            others.filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
+            self.other_workers().filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
         let seq = self.next_seq_at_home(info.id);
         // What belongs to this server alone is not told to others.
         let outlet = self.router.outlet().filter(|outlet| outlet.crosses(&info.name));

@@ -12,12 +12,12 @@ use super::channel::{Channel, RelayedFrame};
 use super::directory::ChannelInfo;
 use super::membership::Member;
 use super::router::{Announced, Arrival, Relayed, ToWorker};
-use super::{Hub, keep_history};
+use super::{Hub, keep_history, kept_class};
 use crate::clock::Now;
 use crate::config::Config;
 use crate::metrics::RelayRefusal;
 use crate::wire::relay::{self, Found, RelayHeader};
-use crate::wire::{ChannelId, Codec, Seq};
+use crate::wire::{ChannelId, Seq};
 
 /// Silence after which other servers are told where a stream stands; again after twice the time, and so on, since what tells may
 /// be lost like what it is about.
@@ -30,11 +30,10 @@ const HEADS_MAX: u32 = 5;
 /// the flush window here.
 const CROSSING_WINDOW_MS_MIN: u32 = 10;
 
-/// The delivery class of what crosses: every sample, as protobuf, in the flush window.
+/// The delivery class of what crosses: that of the history, unless the flush window is shorter than what crosses may have.
 pub(super) fn crossing_class(config: &Config) -> ClassKey {
-    let window_ms = u32::try_from(config.batch.window.as_millis()).unwrap_or(u32::MAX);
-    let delay_ms = window_ms.max(CROSSING_WINDOW_MS_MIN);
-    ClassKey { codec: Codec::Protobuf, delay_ms, interval_us: None, newest_only: false }
+    let kept = kept_class(config);
+    ClassKey { delay_ms: kept.delay_ms.max(CROSSING_WINDOW_MS_MIN), ..kept }
 }
 
 /// Channels that were published to lately, each once, in the order in which they are to be looked at.
@@ -208,7 +207,7 @@ impl Hub {
                 let opened = self
                     .router
                     .directory(|directory| directory.open_mirror(name, header.epoch, header.node, now.at));
-                let (info, _) = opened.ok()?;
+                let info = opened.ok()?;
                 self.open_mirror_at_home(&info, header.seq, now);
                 info
             }
@@ -255,7 +254,7 @@ impl Hub {
             self.mirrors.waiting.insert(info.id, waiting);
         }
         self.announce(info, now);
-        for worker in (0..self.router.workers()).filter(|&worker| worker != self.worker) {
+        for worker in self.other_workers() {
             let done = Announced::Mirror { home: self.worker, channel: info.id };
             self.router.send(worker, ToWorker::Announce { info: Arc::clone(info), done });
         }
@@ -303,17 +302,13 @@ impl Hub {
         }
     }
 
-    fn tell_missed(&mut self, channel: ChannelId, upto: Seq, now: Now) {
-        let Some(of) = self.channels.get(&channel) else { return };
-        let classes: Vec<(ClassKey, Vec<usize>)> =
-            of.classes().iter().map(|class| (class.key(), class.workers().collect())).collect();
-        for (class, workers) in classes {
-            for worker in workers {
-                if worker == self.worker {
-                    self.note_missed(channel, class, upto, now);
-                } else {
-                    self.router.send(worker, ToWorker::Missed { channel, class, upto });
-                }
+    fn tell_missed(&self, channel: ChannelId, upto: Seq, now: Now) {
+        let classes = self.channels.get(&channel).map(Channel::classes).unwrap_or_default();
+        for (class, worker) in classes.iter().flat_map(|of| of.workers().map(|worker| (of.key(), worker))) {
+            if worker == self.worker {
+                self.note_missed(channel, class, upto, now);
+            } else {
+                self.router.send(worker, ToWorker::Missed { channel, class, upto });
             }
         }
     }
@@ -334,9 +329,7 @@ impl Hub {
         self.dispatch(info.id, now);
         // Receivers of other workers may be on their way; the directory tells when nobody has it any more.
         self.mirrors.set(&info, State::Ended);
-        for worker in (0..self.router.workers()).filter(|&worker| worker != self.worker) {
-            self.router.send(worker, ToWorker::MirrorEnded(info.id));
-        }
+        self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::MirrorEnded(info.id)));
         self.end_for_all(info.id, now);
     }
 

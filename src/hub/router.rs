@@ -395,8 +395,6 @@ pub struct PresenceAnswer {
 /// Whom to tell that an announcement has reached a worker's patterns.
 #[derive(Debug)]
 pub enum Announced {
-    /// Nobody.
-    Nobody,
     /// The home of a mirror, whose frames wait for it.
     Mirror {
         /// The home.
