@@ -21,20 +21,22 @@ use tidewire::clock::{Clock, Now};
 use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
 use tidewire::config::Config;
 use tidewire::hub::Hub;
-use tidewire::hub::access::Standing;
-use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::{Outlet, Router, ToWorker, Waiter};
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::pattern::Pattern;
 use tidewire::session::DeliveryOptions;
+use tidewire::wire::Codec;
 use tidewire::wire::control::Policy;
 use tidewire::wire::decode::scan_publish;
 use tidewire::wire::proto::sample::Value;
 use tidewire::wire::proto::{Block, Frame, Publish, Sample};
 use tidewire::wire::relay::{NodeId, Payload};
-use tidewire::wire::{Codec, ConnectionId};
 use tokio::sync::mpsc;
+
+mod model;
+
+use model::{new_member, seeds, split_message};
 
 const CASES: u64 = 200;
 const NAMES: [&str; 3] = ["a.x", "a.y", "b"];
@@ -202,7 +204,7 @@ impl World {
         let mut hubs: Vec<Hub> = (0..self.config.workers)
             .map(|worker| Hub::new(worker, Arc::clone(&self.config), Arc::clone(&router)))
             .collect();
-        let (new, publisher_handle) = new_member(&self.config, 1_000);
+        let (new, publisher_handle) = new_member(&self.config, 1_000, Codec::Protobuf, None);
         let publisher = hubs[0].add_member(new, self.now);
         let topics = HashSet::from([NODES.to_owned()]);
         let events = VecDeque::from([Event::Up]);
@@ -224,7 +226,7 @@ impl World {
 
     fn connect(&mut self, node: usize, worker: usize) {
         let worker = worker % self.config.workers;
-        let (new, handle) = new_member(&self.config, self.peers.len() as u64 + 1);
+        let (new, handle) = new_member(&self.config, self.peers.len() as u64 + 1, Codec::Protobuf, None);
         let member = self.nodes[node].hubs[worker].add_member(new, self.now);
         self.peers.push(Peer { node, worker, member, handle, streams: HashMap::new(), answered: 0 });
     }
@@ -400,7 +402,7 @@ impl World {
             outbox.advance(length, |_| {});
         }
         let mut rest = &stream[..];
-        while let Some((opcode, payload, after)) = split(rest) {
+        while let Some((opcode, payload, after)) = split_message(rest) {
             rest = after;
             if opcode == 1 {
                 peer.hear(&serde_json::from_slice(payload).unwrap());
@@ -491,37 +493,6 @@ impl Peer {
 
 fn channel_of(event: &Json) -> u32 {
     u32::try_from(event["channel"].as_u64().unwrap()).unwrap()
-}
-
-fn new_member(config: &Config, id: u64) -> (NewMember, Rc<OutboxHandle>) {
-    let handle = Rc::new(OutboxHandle::new(config.outbox.clone(), Rc::default()));
-    let new = NewMember {
-        id: ConnectionId(id),
-        handle: Rc::clone(&handle),
-        codec: Codec::Protobuf,
-        standing: Standing::Open { user: None },
-        seat: None,
-        remote: Box::from("a peer"),
-    };
-    (new, handle)
-}
-
-/// The first WebSocket message of a stream, and what follows.
-fn split(stream: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[first, short], rest) = stream.split_first_chunk::<2>()?;
-    let (length, rest) = match short {
-        126 => {
-            let (length, rest) = rest.split_first_chunk::<2>()?;
-            (usize::from(u16::from_be_bytes(*length)), rest)
-        }
-        127 => {
-            let (length, rest) = rest.split_first_chunk::<8>()?;
-            (usize::try_from(u64::from_be_bytes(*length)).unwrap(), rest)
-        }
-        short => (usize::from(short), rest),
-    };
-    let (payload, rest) = rest.split_at_checked(length)?;
-    Some((first & 0x0F, payload, rest))
 }
 
 #[test]
@@ -653,9 +624,7 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
 
 #[test]
 fn whatever_the_broker_does_subscribers_know_what_they_miss() {
-    let cases = std::env::var("TIDEWIRE_MODEL_CASES").map_or(CASES, |cases| cases.parse().unwrap());
-    let first = std::env::var("TIDEWIRE_MODEL_SEED").map_or(1, |seed| seed.parse().unwrap());
-    for seed in first..first + cases {
+    for seed in seeds(CASES) {
         println!("seed {seed}");
         let mut world = World::new(2 + (seed % 2) as usize, 1 + (seed % 3) as usize, seed);
         let nodes = world.nodes.len();

@@ -15,16 +15,18 @@ use serde_json::Value as Json;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::{Config, PRESENCE_MEMBERS_MAX};
 use tidewire::hub::Hub;
-use tidewire::hub::access::Standing;
-use tidewire::hub::membership::NewMember;
 use tidewire::hub::router::{Router, ToWorker};
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::pattern::Pattern;
 use tidewire::session::DeliveryOptions;
+use tidewire::wire::Codec;
 use tidewire::wire::control::Policy;
-use tidewire::wire::{Codec, ConnectionId};
 use tokio::sync::mpsc;
+
+mod model;
+
+use model::{new_member, seeds, split_message};
 
 const CASES: u64 = 600;
 const OPERATIONS_MAX: usize = 120;
@@ -150,17 +152,9 @@ impl World {
 
     fn connect(&mut self, worker: usize, user: Option<&str>) -> usize {
         let worker = worker % self.hubs.len();
-        let handle = Rc::new(OutboxHandle::new(self.config.outbox.clone(), Rc::default()));
         let id = self.next_connection;
         self.next_connection += 1;
-        let new = NewMember {
-            id: ConnectionId(id),
-            handle: Rc::clone(&handle),
-            codec: Codec::Json,
-            standing: Standing::Open { user: user.map(Into::into) },
-            seat: None,
-            remote: Box::from("a peer"),
-        };
+        let (new, handle) = new_member(&self.config, id, Codec::Json, user);
         let member = self.hubs[worker].add_member(new, self.now);
         self.connections.push(Connection {
             id,
@@ -323,7 +317,7 @@ impl Connection {
         }
         drop(outbox);
         let mut rest = &stream[..];
-        while let Some((payload, behind)) = split_message(rest) {
+        while let Some((_, payload, behind)) = split_message(rest) {
             rest = behind;
             self.hear(&serde_json::from_slice(payload).unwrap());
         }
@@ -378,23 +372,6 @@ impl Connection {
             assert_eq!(self.follows.entry(name.to_owned()).or_insert_with(new).epoch, epoch);
         }
     }
-}
-
-/// The first WebSocket message of a stream, and what follows.
-fn split_message(stream: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (&[_, short], rest) = stream.split_first_chunk::<2>()?;
-    let (length, rest) = match short {
-        126 => {
-            let (length, rest) = rest.split_first_chunk::<2>()?;
-            (usize::from(u16::from_be_bytes(*length)), rest)
-        }
-        127 => {
-            let (length, rest) = rest.split_first_chunk::<8>()?;
-            (usize::try_from(u64::from_be_bytes(*length)).unwrap(), rest)
-        }
-        short => (usize::from(short), rest),
-    };
-    Some(rest.split_at(length))
 }
 
 /// One case.
@@ -460,14 +437,9 @@ fn run(seed: u64) {
     world.check_settled();
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().expect(name))
-}
-
 #[test]
 fn a_list_and_the_events_after_it_are_the_truth() {
-    let (first, cases) = (setting("TIDEWIRE_MODEL_SEED", 1), setting("TIDEWIRE_MODEL_CASES", CASES));
-    for seed in first..first + cases {
+    for seed in seeds(CASES) {
         let outcome = std::panic::catch_unwind(|| run(seed));
         if let Err(panic) = outcome {
             println!("seed {seed}");
