@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::clock::Clock;
 use crate::config::{Config, HistorySettings};
 use crate::history::store::{
     Event, Health, Life, Retention, Store, StoreSettings, StoreStats, StoredFrame, StreamKey,
@@ -29,8 +31,18 @@ pub type Tell = Box<dyn Fn(usize, Told) + Send + Sync>;
 pub struct Durable {
     store: Store,
     streams: Arc<Streams>,
-    /// What was read back of streams that nobody has opened yet.
-    recovered: Mutex<HashMap<Arc<str>, Vec<StoredFrame>>>,
+    /// What was read back of streams that have no home yet.
+    recovered: Mutex<HashMap<Arc<str>, Recovered>>,
+    opened_at: Instant,
+}
+
+/// What was read back of a stream.
+#[derive(Debug)]
+struct Recovered {
+    key: StreamKey,
+    frames: Vec<StoredFrame>,
+    /// It has a channel, which will take it, or retire it.
+    is_opened: bool,
 }
 
 /// Whose streams there are, for the store's thread.
@@ -75,21 +87,48 @@ impl Durable {
             tracing::warn!(%note, "history");
         }
         tracing::info!(streams = recovered.streams.len(), "the history goes on");
-        let recovered = recovered.streams.into_iter().map(|stream| (stream.name, stream.frames)).collect();
-        Ok(Self { store, streams, recovered: Mutex::new(recovered) })
+        let recovered = recovered.streams.into_iter().map(|stream| {
+            (stream.name, Recovered { key: stream.life.key, frames: stream.frames, is_opened: false })
+        });
+        let recovered = Mutex::new(recovered.collect());
+        Ok(Self { store, streams, recovered, opened_at: Clock::new().now().at })
     }
 
-    /// How the stream of a name numbers its samples from now on, if it is one for the disk.
+    /// How the stream of a name numbers its samples from now on, if it is one for the disk. It is in use until it is forgotten.
     #[must_use]
     pub fn life_of(&self, name: &str) -> Option<Life> {
+        if let Some(recovered) = lock(&self.recovered).get_mut(name) {
+            recovered.is_opened = true;
+        }
         self.store.stream(name).ok()
     }
 
-    /// A stream has its home at a worker. Returns what was read back of it.
+    /// The channel that a stream has its home with.
     #[must_use]
-    pub fn begin(&self, name: &str, key: StreamKey, worker: usize, channel: ChannelId) -> Vec<StoredFrame> {
-        lock(&self.streams.homes).insert(key, (worker, channel));
-        lock(&self.recovered).remove(name).unwrap_or_default()
+    pub fn channel_of(&self, key: StreamKey) -> Option<ChannelId> {
+        lock(&self.streams.homes).get(&key).map(|(_, channel)| *channel)
+    }
+
+    /// A stream has its home at a worker, with a channel that was opened with this life. Returns the sequence of its next sample, and
+    /// what was read back of it.
+    #[must_use]
+    pub fn begin(
+        &self,
+        name: &str,
+        life: &Life,
+        worker: usize,
+        channel: ChannelId,
+    ) -> (Seq, Vec<StoredFrame>) {
+        lock(&self.streams.homes).insert(life.key, (worker, channel));
+        let recovered = lock(&self.recovered).remove(name);
+        // Since the channel was opened, one that had the name before may have gone on, and may have been forgotten.
+        match self.store.stream(name) {
+            Ok(now) if (now.key, now.epoch) == (life.key, life.epoch) => {
+                (now.next_seq, recovered.map_or_else(Vec::new, |recovered| recovered.frames))
+            }
+            // The store takes nothing of it.
+            _ => (life.next_seq, Vec::new()),
+        }
     }
 
     /// Takes a frame of the full class; `false` if it will not be safe.
@@ -112,10 +151,35 @@ impl Durable {
         self.streams.healthy.load(Ordering::Relaxed)
     }
 
-    /// Nobody needs the stream any more.
-    pub fn forget(&self, key: StreamKey) {
-        lock(&self.streams.homes).remove(&key);
+    /// Nobody needs the channel of a stream any more: the stream is forgotten, unless another channel has it by now.
+    pub fn forget(&self, name: &str, key: StreamKey, channel: ChannelId) {
+        let mut homes = lock(&self.streams.homes);
+        if homes.get(&key).is_some_and(|(_, has)| *has != channel) {
+            return;
+        }
+        homes.remove(&key);
+        drop(homes);
+        lock(&self.recovered).remove(name);
         self.store.forget(key);
+    }
+
+    /// Forgets the streams that were read back and that nobody has opened in all this time, as channels are that nobody needs.
+    pub fn sweep(&self, linger: Duration, now: Instant) {
+        if now.saturating_duration_since(self.opened_at) < linger {
+            return;
+        }
+        lock(&self.recovered).retain(|_, recovered| {
+            if !recovered.is_opened {
+                self.store.forget(recovered.key);
+            }
+            recovered.is_opened
+        });
+    }
+
+    /// Whether a name's stream is in use: in the store, and not forgotten.
+    #[must_use]
+    pub fn is_in_use(&self, name: &str) -> bool {
+        self.store.is_in_use(name)
     }
 
     /// What it did and has, and what is wrong with it.

@@ -267,7 +267,7 @@ impl Hub {
                 self.announce(&info, now);
                 match done {
                     Announced::Worker { worker, token } => {
-                        let seq = (info.home == self.worker).then(|| self.next_seq_at_home(info.id));
+                        let seq = (info.home == self.worker).then(|| self.next_seq_at_home(&info));
                         self.router.send(worker, ToWorker::Announced { token, seq });
                     }
                     // Whoever waited may have gone.
@@ -292,15 +292,7 @@ impl Hub {
             ToWorker::MirrorEnded(channel) => self.end_for_all(channel, now),
             ToWorker::Arrived(arrival) => self.note_arrived(arrival, now),
             ToWorker::Retire(info) => {
-                if let Some(gone) = self.channels.remove(&info.id) {
-                    self.note_watchers(gone.info(), false);
-                    if let Some(ring) = gone.ring() {
-                        self.history.close(ring);
-                    }
-                    if let Some((life, durable)) = info.life.as_ref().zip(self.router.durable()) {
-                        durable.forget(life.key);
-                    }
-                }
+                self.retire(&info, now);
                 self.refuse_at_end(info.id, now);
                 self.mirrors.forget(&info);
             }
@@ -371,6 +363,9 @@ impl Hub {
     /// Forgets the channels that nobody needs any more. One worker does this for all.
     pub fn sweep(&self, now: Now) {
         let linger = self.config.channel.linger;
+        if let Some(durable) = self.router.durable() {
+            durable.sweep(linger, now.at);
+        }
         let gone = self.router.directory(|directory| directory.sweep(linger, now.at));
         if !gone.is_empty() {
             self.router.note_changed();
@@ -387,17 +382,18 @@ impl Hub {
         ack: Option<(Publisher, u64)>,
         now: Now,
     ) {
-        self.channel_at_home(info, now);
+        self.begin_channel(info, now);
         let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
-        if !self.sealed.is_empty() {
-            self.dispatch(info.id, now);
-        }
+        // Before its frame goes to the disk, which may refuse it.
         if let (Some((publisher, ack)), Some(seq)) = (ack, seq) {
             let waiting = Waiting { publisher, ack, seq, count: block.count() };
             let safe = info.life.is_some() && self.router.durable().is_some_and(|it| it.is_healthy());
-            if !(safe && self.acks.wait(info.id, waiting)) {
+            if !(safe && !self.draining && self.acks.wait(info.id, waiting)) {
                 self.ack(info.id, waiting, Guarantee::Accepted);
             }
+        }
+        if !self.sealed.is_empty() {
+            self.dispatch(info.id, now);
         }
     }
 
@@ -409,11 +405,14 @@ impl Hub {
                     self.ack_upto(channel, upto, Guarantee::Durable);
                 }
             }
-            Told::Degraded => {
-                for channel in self.acks.channels() {
-                    self.ack_upto(channel, Seq::MAX, Guarantee::Accepted);
-                }
-            }
+            Told::Degraded => self.ack_all_accepted(),
+        }
+    }
+
+    /// Tells all who wait what is true at once.
+    fn ack_all_accepted(&mut self) {
+        for channel in self.acks.channels() {
+            self.ack_upto(channel, Seq::MAX, Guarantee::Accepted);
         }
     }
 
@@ -423,27 +422,50 @@ impl Hub {
         }
     }
 
-    /// A channel whose home is here, made with its history if it is new.
-    fn channel_at_home(&mut self, info: &Arc<ChannelInfo>, now: Now) -> &mut Channel {
-        self.channels.entry(info.id).or_insert_with(|| {
-            let mut channel = Channel::new(Arc::clone(info));
-            keep_history(&mut channel, &mut self.history, &self.config);
-            // Only what has a ring has a life on the disk.
-            if let (Some(life), Some(durable), Some(ring)) =
-                (&info.life, self.router.durable(), channel.ring())
-            {
-                for frame in durable.begin(&info.name, life.key, self.worker, info.id) {
-                    let (times, of) = ([frame.flushed_ns, frame.received_ns], channel.stream());
-                    let kept = Kept::from_body(of, frame.first, frame.count, times, &frame.body, now);
-                    self.history.insert(ring, kept, now);
-                }
+    /// Makes a channel whose home is here, with its history, if it is new.
+    fn begin_channel(&mut self, info: &Arc<ChannelInfo>, now: Now) {
+        if self.channels.contains_key(&info.id) {
+            return;
+        }
+        let (mut next_seq, mut stored) = (info.first_seq(), Vec::new());
+        if let (Some(life), Some(durable)) = (&info.life, self.router.durable().map(Arc::clone)) {
+            // The name was forgotten and opened again, and whoever forgot it has not told this worker yet.
+            let former = durable.channel_of(life.key).and_then(|former| self.channels.get(&former));
+            if let Some(former) = former.map(|former| Arc::clone(former.info())) {
+                self.retire(&former, now);
             }
-            let crosses = self.router.outlet().is_some_and(|outlet| outlet.crosses(&info.name));
-            if crosses && info.origin.is_none() {
-                channel.cross(mirror::crossing_class(&self.config));
+            (next_seq, stored) = durable.begin(&info.name, life, self.worker, info.id);
+        }
+        let mut channel = Channel::new(Arc::clone(info), next_seq);
+        keep_history(&mut channel, &mut self.history, &self.config);
+        // Only what has a ring has a life on the disk.
+        if let Some(ring) = channel.ring() {
+            for frame in stored {
+                let (times, of) = ([frame.flushed_ns, frame.received_ns], channel.stream());
+                let kept = Kept::from_body(of, frame.first, frame.count, times, &frame.body, now);
+                self.history.insert(ring, kept, now);
             }
-            channel
-        })
+        }
+        let crosses = self.router.outlet().is_some_and(|outlet| outlet.crosses(&info.name));
+        if crosses && info.origin.is_none() {
+            channel.cross(mirror::crossing_class(&self.config));
+        }
+        self.channels.insert(info.id, channel);
+    }
+
+    /// Forgets a channel that nobody needs any more; what is open goes out before.
+    fn retire(&mut self, info: &ChannelInfo, now: Now) {
+        self.with_channel(info.id, now, Channel::seal_all);
+        self.dispatch(info.id, now);
+        if let Some(gone) = self.channels.remove(&info.id) {
+            self.note_watchers(gone.info(), false);
+            if let Some(ring) = gone.ring() {
+                self.history.close(ring);
+            }
+        }
+        if let Some((life, durable)) = info.life.as_ref().zip(self.router.durable()) {
+            durable.forget(&info.name, life.key, info.id);
+        }
     }
 
     /// Keeps a frame of the class that the history is made of: of all that is published to a channel with a history, once each.
@@ -622,10 +644,12 @@ impl Hub {
         (0..self.router.workers()).filter(move |&worker| worker != this)
     }
 
-    /// Seals everything, and tells every worker.
+    /// Seals everything, and tells every worker. Nobody is there any more when the disk has it, so publishers are told what is
+    /// true now.
     fn drain(&mut self, now: Now) {
         self.draining = true;
         self.seal_channels(now);
+        self.ack_all_accepted();
         self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));
         self.note_sealed(now);
     }
@@ -641,6 +665,11 @@ impl Hub {
         for (_, member) in &self.members {
             member.handle.end(CloseReason::Drain);
         }
+    }
+
+    /// Seals what has come since the connections ended: it is for the disk, and for other servers. The last that a hub is asked for.
+    pub fn finish(&mut self, now: Now) {
+        self.seal_channels(now);
     }
 
     fn seal_channels(&mut self, now: Now) {
@@ -659,7 +688,7 @@ impl Hub {
         worker: usize,
         now: Now,
     ) -> Result<Seq, ClassesFull> {
-        self.channel_at_home(info, now);
+        self.begin_channel(info, now);
         let classes_max = self.config.channel.classes_max;
         let seq = self.with_channel(info.id, now, |channel, flush| match from {
             Some(from) => channel.switch(from, to, worker, classes_max, flush),
@@ -676,9 +705,9 @@ impl Hub {
         seq.unwrap_or(Err(ClassesFull))
     }
 
-    /// Sequence of the next sample of a channel whose home is here; 1 for one that was never published to.
-    fn next_seq_at_home(&self, channel: ChannelId) -> Seq {
-        self.channels.get(&channel).map_or(1, Channel::next_seq)
+    /// Sequence of the next sample of a channel whose home is here.
+    fn next_seq_at_home(&self, info: &ChannelInfo) -> Seq {
+        self.channels.get(&info.id).map_or_else(|| info.first_seq(), Channel::next_seq)
     }
 
     fn leave_at_home(&mut self, channel: ChannelId, class: ClassKey, worker: usize) {

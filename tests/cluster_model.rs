@@ -35,8 +35,11 @@ use tidewire::wire::relay::{NodeId, Payload};
 use tokio::sync::mpsc;
 
 mod model;
+#[path = "model/seeds.rs"]
+mod seeds;
 
-use model::{new_member, seeds, split_message};
+use model::{new_member, split_message};
+use seeds::seeds;
 
 const CASES: u64 = 200;
 const NAMES: [&str; 3] = ["a.x", "a.y", "b"];

@@ -35,8 +35,11 @@ use tidewire::wire::{ChannelId, Codec};
 use tokio::sync::{mpsc, oneshot};
 
 mod model;
+#[path = "model/seeds.rs"]
+mod seeds;
 
-use model::{new_member, seeds, split_message};
+use model::{new_member, split_message};
+use seeds::seeds;
 
 const CASES: u64 = 2_500;
 const OPERATIONS_MAX: usize = 120;

@@ -25,8 +25,11 @@ use tidewire::wire::control::Policy;
 use tokio::sync::mpsc;
 
 mod model;
+#[path = "model/seeds.rs"]
+mod seeds;
 
-use model::{new_member, seeds, split_message};
+use model::{new_member, split_message};
+use seeds::seeds;
 
 const CASES: u64 = 600;
 const OPERATIONS_MAX: usize = 120;

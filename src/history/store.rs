@@ -435,6 +435,12 @@ impl Store {
         self.came(&mut inner);
     }
 
+    /// Whether a name's stream is there and was not forgotten.
+    #[must_use]
+    pub fn is_in_use(&self, name: &str) -> bool {
+        self.shared.lock().registry.is_in_use(name)
+    }
+
     /// Wakes the thread for the first of a commit, and when half of what may wait does: sooner than the interval says.
     fn came(&self, inner: &mut Inner) {
         let first = inner.since.is_none();

@@ -143,13 +143,9 @@ impl Class {
 }
 
 impl Channel {
-    /// A channel whose next sample is its first, or the next of its history on the disk.
+    /// A channel whose next sample will have this sequence.
     #[must_use]
-    pub fn new(info: Arc<ChannelInfo>) -> Self {
-        let next_seq = match &info.life {
-            Some(life) => life.next_seq,
-            None => 1,
-        };
+    pub const fn new(info: Arc<ChannelInfo>, next_seq: Seq) -> Self {
         Self { info, next_seq, classes: Vec::new(), ring: None, last_published: None }
     }
 
@@ -196,12 +192,6 @@ impl Channel {
         if let Some(class) = self.classes.first_mut().filter(|class| class.kept) {
             class.add_receiver(worker);
         }
-    }
-
-    /// The mirror of another server's stream, whose next sample will have this sequence.
-    #[must_use]
-    pub const fn mirror(info: Arc<ChannelInfo>, next_seq: Seq) -> Self {
-        Self { info, next_seq, classes: Vec::new(), ring: None, last_published: None }
     }
 
     /// What never changes.

@@ -12,8 +12,8 @@ use crate::history::store::Life;
 use crate::pattern::Pattern;
 use crate::pattern::index::PatternIndex;
 use crate::presence;
-use crate::wire::ChannelId;
 use crate::wire::relay::NodeId;
+use crate::wire::{ChannelId, Seq};
 
 /// Mirrors of one name: servers that publish it now, and their lives of a little while ago. More come from a fault, or from a foe on
 /// the broker.
@@ -34,6 +34,14 @@ pub struct ChannelInfo {
     pub origin: Option<NodeId>,
     /// How it goes on, if its history is on the disk.
     pub life: Option<Box<Life>>,
+}
+
+impl ChannelInfo {
+    /// Sequence of the first sample that it can get from its publishers here.
+    #[must_use]
+    pub fn first_seq(&self) -> Seq {
+        self.life.as_ref().map_or(1, |life| life.next_seq)
+    }
 }
 
 /// Why somebody holds a channel open.
@@ -229,6 +237,12 @@ impl Directory {
         }
     }
 
+    /// Whether there is room for one more channel.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.by_id.len() < self.channels_max && self.next_id < u32::MAX
+    }
+
     fn new_channel(
         &mut self,
         name: &str,
@@ -236,7 +250,7 @@ impl Directory {
         origin: Option<NodeId>,
         life: Option<Life>,
     ) -> Result<Arc<ChannelInfo>, DirectoryFull> {
-        if self.by_id.len() >= self.channels_max || self.next_id == u32::MAX {
+        if !self.has_room() {
             return Err(DirectoryFull);
         }
         let id = ChannelId(self.next_id);

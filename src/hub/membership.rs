@@ -885,7 +885,7 @@ impl Hub {
     fn answer_advertise(&mut self, member: usize, id: Option<u64>, info: &Arc<ChannelInfo>, tell: Tell) {
         let told: Vec<usize> =
             self.other_workers().filter(|&worker| tell == Tell::Patterns || worker == info.home).collect();
-        let seq = self.next_seq_at_home(info.id);
+        let seq = self.next_seq_at_home(info);
         // What belongs to this server alone is not told to others.
         let outlet = self.router.outlet().filter(|outlet| outlet.crosses(&info.name));
         let outlet = outlet.filter(|_| tell == Tell::Patterns);

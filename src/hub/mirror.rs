@@ -225,7 +225,7 @@ impl Hub {
         let known = self.channels.get(&info.id).map(|channel| (channel.next_seq(), channel.receivers()));
         match known {
             None => {
-                let mut channel = Channel::mirror(Arc::clone(info), next);
+                let mut channel = Channel::new(Arc::clone(info), next);
                 keep_history(&mut channel, &mut self.history, &self.config);
                 self.channels.insert(info.id, channel);
             }
@@ -362,7 +362,7 @@ impl Hub {
     /// Tells another server, which has begun to watch a name, where its stream stands.
     pub(super) fn tell_head(&mut self, name: &str, now: Now) {
         let Some(info) = self.router.directory(|directory| directory.published_as(name)) else { return };
-        self.channel_at_home(&info, now);
+        self.begin_channel(&info, now);
         // What waits in a batch goes first: from here on the other server has to get everything.
         self.with_channel(info.id, now, Channel::seal_crossing);
         self.dispatch(info.id, now);

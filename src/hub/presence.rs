@@ -249,7 +249,7 @@ impl Hub {
         let as_of = watch
             .teller
             .clone()
-            .map(|teller| AsOf { epoch: teller.epoch, seq: self.next_seq_at_home(teller.id) - 1 });
+            .map(|teller| AsOf { epoch: teller.epoch, seq: self.next_seq_at_home(&teller) - 1 });
         let answer =
             Arc::new(PresenceAnswer { name: Arc::clone(name), part: part.unwrap_or_default(), as_of });
         for (worker, token) in asking {

@@ -180,7 +180,8 @@ impl Hub {
         let Some(start) = start else {
             return self.join_at_home(info, from, to, worker, now).map(Joined::Live);
         };
-        let channel = self.channel_at_home(info, now);
+        self.begin_channel(info, now);
+        let channel = &self.channels[&info.id];
         let (ring, standing) = (channel.ring(), channel.standing());
         Ok(Joined::Past(self.history.begin(ring, start, standing, now)))
     }
@@ -322,7 +323,8 @@ impl Hub {
     /// it; if only samples that are not sealed yet are missing, and they are about to be, it waits for them.
     fn serve(&mut self, fetch: Fetch, now: Now) -> usize {
         let (info, class) = (Arc::clone(&fetch.info), fetch.class);
-        let channel = self.channel_at_home(&info, now);
+        self.begin_channel(&info, now);
+        let channel = &self.channels[&info.id];
         let (ring, standing) = (channel.ring(), channel.standing());
         let kept_class = channel.kept_class().map(Class::key);
         let mut part = Part::new(&fetch);
@@ -335,9 +337,12 @@ impl Hub {
         }
         let joined = if !complete {
             None
-        } else if kept_class == Some(class) && part.next == standing.sealed + 1 {
+        } else if kept_class == Some(class)
+            && part.next == standing.sealed + 1
+            && let Some(channel) = self.channels.get_mut(&info.id)
+        {
             // The batch that is open begins where the history ends.
-            self.channel_at_home(&info, now).join_kept(fetch.worker);
+            channel.join_kept(fetch.worker);
             Some(Ok(()))
         } else if standing.sealed + 1 == standing.next {
             let joined = self.join_at_home(&info, None, class, fetch.worker, now);

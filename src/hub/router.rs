@@ -644,10 +644,10 @@ impl Router {
     /// # Errors
     /// The channel is new and the server has no room for it.
     pub fn open(&self, name: &str, role: Role) -> Result<Opened, DirectoryFull> {
-        // Asked before the directory's lock is taken, and only for a channel that is new.
-        let is_new = |directory: &mut Directory| directory.find(name).is_none();
+        // Asked before the directory's lock is taken, and only for a channel that is new: what is asked for goes on until it is retired.
+        let will_be_new = |directory: &mut Directory| directory.find(name).is_none() && directory.has_room();
         let life =
-            self.durable().filter(|_| self.directory(is_new)).and_then(|durable| durable.life_of(name));
+            self.durable().filter(|_| self.directory(will_be_new)).and_then(|durable| durable.life_of(name));
         let opened = self.directory(|directory| directory.open_life(name, role, life))?;
         if let Some(teller) = &opened.teller {
             for worker in 0..self.workers() {

@@ -1,6 +1,5 @@
-//! What the models of the hub have in common: connections without a socket, what comes out of them, and which seeds run.
+//! What the tests of the hub have in common: connections without a socket, and what comes out of them.
 
-use std::ops::Range;
 use std::rc::Rc;
 
 use tidewire::config::Config;
@@ -8,15 +7,6 @@ use tidewire::hub::access::Standing;
 use tidewire::hub::membership::NewMember;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::wire::{Codec, ConnectionId};
-
-/// The seeds to run: as many as `TIDEWIRE_MODEL_CASES` says, else `cases`, from `TIDEWIRE_MODEL_SEED` on, else from 1.
-pub(crate) fn seeds(cases: u64) -> Range<u64> {
-    let setting = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |text| text.parse().expect("a whole number"))
-    };
-    let first = setting("TIDEWIRE_MODEL_SEED", 1);
-    first..first + setting("TIDEWIRE_MODEL_CASES", cases)
-}
 
 /// A connection to be taken in by a hub, of a server without keys, and its outbox.
 pub(crate) fn new_member(

@@ -134,6 +134,11 @@ impl Registry {
         self.dirty.entry(key).or_insert(false);
     }
 
+    /// Whether a name's stream is there and not retired.
+    pub(super) fn is_in_use(&self, name: &str) -> bool {
+        self.names.get(name).is_some_and(|key| self.states[key].retired_ns == 0)
+    }
+
     /// Drops what was retired too long ago, or is too much.
     pub(super) fn expire(&mut self, now_ns: u64) {
         while let Some((since, _)) = self.retired.first()

@@ -50,7 +50,7 @@ impl Home {
         let info =
             ChannelInfo { id: ChannelId(7), name: "a.b".into(), epoch: 9, home: 0, origin: None, life: None };
         let mut home = Self {
-            channel: Channel::new(Arc::new(info)),
+            channel: Channel::new(Arc::new(info), 1),
             due: DueQueue::default(),
             metrics: WorkerMetrics::new(),
             limits: BatchLimits::default(),
