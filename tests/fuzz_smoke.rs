@@ -11,7 +11,9 @@ use prost::Message as _;
 use tidewire::wire::ChannelId;
 use tidewire::wire::codec::{self, ChannelRef};
 use tidewire::wire::decode::scan_publish;
+use tidewire::wire::encode::{self, FrameHeader};
 use tidewire::wire::proto::{self, sample::Value};
+use tidewire::wire::relay::{self, Found};
 
 #[path = "../fuzz/src/lib.rs"]
 pub mod targets;
@@ -22,6 +24,10 @@ use targets::reader::{MESSAGE_BYTES_MAX, Message, Outcome, read_in_pieces, read_
 /// The same cases in every run: what fails here fails on every machine.
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, rng_seed: RngSeed::Fixed(6_455), failure_persistence: None, ..Default::default() }
+}
+
+fn samples_of(publish: &proto::Publish) -> usize {
+    publish.block.as_ref().map_or(0, |block| block.samples.len())
 }
 
 #[test]
@@ -280,6 +286,61 @@ proptest! {
     #[test]
     fn publish_of_any_bytes(data in vec(any::<u8>(), 0..100)) {
         targets::publish::check(&data);
+    }
+
+    #[test]
+    fn damaged_frames_of_other_servers(publishes in vec(publish(), 0..4), damage in option::of(damage())) {
+        let samples: usize = publishes.iter().map(samples_of).sum();
+        let header = FrameHeader {
+            channel: ChannelId(0),
+            epoch: 8,
+            seq: 41,
+            count: u32::try_from(samples).unwrap(),
+            flushed_ns: 5,
+        };
+        let mut data = [[9].as_slice(), &9_u64.to_le_bytes(), &encode::frame_header(&header)[2..]].concat();
+        for block in publishes.into_iter().filter_map(|publish| publish.block) {
+            let content = proto::Block { received_ns: 0, ..block }.encode_to_vec();
+            data.extend_from_slice(&encode::block_prefix(content.len()));
+            data.extend_from_slice(&content);
+            data.extend_from_slice(&encode::received_ns(100));
+        }
+        if let Some(damage) = damage {
+            damage.apply(&mut data);
+        } else {
+            let taken = relay::scan(&data, 100, &mut Found::default());
+            prop_assert!(taken.is_ok(), "{taken:?}");
+        }
+        targets::relayed::check(&data);
+    }
+
+    #[test]
+    fn told_between_servers(
+        kind in select(&["hello", "changed", "seen", "list", "listing", "where", "revoke", "x"][..]),
+        fields in subsequence(
+            &[
+                ",\"revision\":4",
+                ",\"connects\":1",
+                ",\"sent_ns\":18446744073709551615",
+                ",\"opened\":{\"a.b\":1}",
+                ",\"closed\":[\"d\"]",
+                ",\"of\":\"ffffffffffffffff\"",
+                ",\"part\":0",
+                ",\"parts\":4294967295",
+                ",\"channels\":{\"a\":7,\"a\":8}",
+                ",\"names\":[\"a\",\"\"]",
+                ",\"revoked\":{\"subject\":\"m\"}",
+                ",\"issued_s\":9",
+            ][..],
+            0..=12,
+        ),
+        damage in option::weighted(0.3, damage()),
+    ) {
+        let mut data = format!("{{\"node\":\"abc\",\"type\":\"{kind}\"{}}}", fields.concat()).into_bytes();
+        if let Some(damage) = damage {
+            damage.apply(&mut data);
+        }
+        targets::told::check(&data);
     }
 
     #[test]

@@ -9,13 +9,15 @@ pub mod pattern;
 pub mod proxy;
 pub mod publish;
 pub mod reader;
+pub mod relayed;
 pub mod token;
+pub mod told;
 
 /// A check: panics if the bytes show a fault.
 pub type Check = fn(&[u8]);
 
 /// Every target by name.
-pub const ALL: [(&str, Check); 7] = [
+pub const ALL: [(&str, Check); 9] = [
     ("reader", reader::check),
     ("control", control::check),
     ("pattern", pattern::check),
@@ -23,4 +25,6 @@ pub const ALL: [(&str, Check); 7] = [
     ("token", token::check),
     ("offered", offered::check),
     ("proxy", proxy::check),
+    ("relayed", relayed::check),
+    ("told", told::check),
 ];
