@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use tidewire::broker::{Event, Keep, Outgoing, Side};
 
+use crate::credentials::Credentials;
 use crate::node::{Node, Rig, assert_run, assert_same, number, numbered, secret_file, topic};
 use crate::relay::Relay;
 use crate::servers::{Options, Program, Server, certificates};
@@ -516,6 +517,45 @@ pub(crate) async fn a_wrong_password(rig: Rig) -> String {
     node.up().await;
     assert!(node.subscribe("a", Keep::Yes).await.is_empty());
     "down (it refuses this user and password), tried again with growing delays".to_owned()
+}
+
+pub(crate) async fn a_file_of_credentials(rig: Rig) -> String {
+    if rig.program == Program::Redis {
+        return "has passwords only".to_owned();
+    }
+    let (theirs, others) = (Credentials::new(), Credentials::new());
+    let server = Server::start(rig.program, Options { more: Some(theirs.server), ..Options::default() });
+    let file = server.dir.path().join("user.creds");
+    let mut settings = rig.settings(server.port);
+    settings.credentials_file = Some(file.clone());
+    secret_file(&file, &others.user);
+    let mut node = Node::start(settings);
+    let why = node.down().await;
+    assert!(why.contains("refuses"), "{why}");
+    secret_file(&file, &theirs.user);
+    node.up().await;
+    node.subscribe("a", Keep::Yes).await;
+    node.publish("a", Keep::Yes, numbered(1, 8));
+    assert_eq!(node.numbers_until("a", 1).await.0, [1]);
+    "taken; another account's are refused, and why is told".to_owned()
+}
+
+pub(crate) async fn the_second_of_two_hosts(rig: Rig) -> String {
+    let mut first = Server::absent(rig.program, Options::default());
+    let mut second = rig.server();
+    let mut settings = rig.settings(second.port);
+    let hosts = format!("127.0.0.1:{},127.0.0.1:{}", first.port, second.port);
+    settings.url = (&*format!("{}://{hosts}", rig.kind.scheme)).into();
+    let mut node = Node::start(settings);
+    node.up().await;
+    node.subscribe("a", Keep::Yes).await;
+    first.restart();
+    second.kill();
+    node.down().await;
+    node.up().await;
+    node.publish("a", Keep::Yes, numbered(1, 8));
+    assert_eq!(node.numbers_until("a", 1).await.0, [1]);
+    "the one that is there, then the other".to_owned()
 }
 
 pub(crate) async fn over_tls(rig: Rig) -> String {

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use tidewire::broker::Kind;
 
 mod cases;
+mod credentials;
 mod node;
 mod relay;
 mod servers;
@@ -55,6 +56,8 @@ macro_rules! for_each_case {
             a_reader_that_is_slow;
             a_connection_that_is_slow;
             a_wrong_password;
+            a_file_of_credentials;
+            the_second_of_two_hosts;
             over_tls;
             full;
             foreign_messages;

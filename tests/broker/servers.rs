@@ -25,6 +25,8 @@ pub(crate) enum Program {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) password: Option<&'static str>,
+    /// What only NATS has: lines of its configuration.
+    pub(crate) more: Option<String>,
     /// Directory with the server's certificate and key.
     pub(crate) tls: Option<PathBuf>,
     /// Little room: for messages that are kept.
@@ -158,6 +160,7 @@ impl Server {
         if let Some(password) = self.options.password {
             text += &format!("authorization {{ user: tide, password: \"{password}\" }}\n");
         }
+        text += self.options.more.as_deref().unwrap_or_default();
         if let Some(dir) = &self.options.tls {
             let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
             text += &format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}\n");
