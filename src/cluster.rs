@@ -250,7 +250,7 @@ fn handle(event: Event, core: &mut Core, broker: &Broker, shared: &Shared, now: 
         Event::Refused { topic, why } => {
             tracing::warn!(%topic, %why, "a topic cannot be subscribed to");
             if let Some(name) = topic.strip_prefix(CHANNEL_TOPICS) {
-                core.refused(name, broker);
+                core.refused(name);
             }
         }
         Event::Lost(lost) => {

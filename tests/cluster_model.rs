@@ -257,6 +257,19 @@ impl World {
         let _ = self.nodes[node].hubs[worker].unsubscribe(member, None, &pattern, self.now);
     }
 
+    /// Until the publisher may begin. No time passes, so nobody may have to wait for it.
+    fn advertise(&mut self, node: usize, name: &str) {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        this.hubs[0].advertise(this.publisher, None, name, now).unwrap();
+        let mut steps = 0;
+        while self.nodes[node].publisher_handle.has_unanswered() {
+            (0..self.nodes.len()).for_each(|node| _ = self.step(node));
+            steps += 1;
+            assert!(steps < 1_000, "it waits for time to pass");
+        }
+    }
+
     fn publish(&mut self, node: usize, name: &str, samples: usize) {
         let now = self.now;
         let this = &mut self.nodes[node];
@@ -375,15 +388,20 @@ impl World {
         }
     }
 
+    /// Until nothing moves that does not wait for a deadline.
+    fn step_all(&mut self) {
+        let mut quiet = 0;
+        while quiet < 40 {
+            let moved = (0..self.nodes.len()).any(|node| self.step(node));
+            quiet = if moved { 0 } else { quiet + 1 };
+        }
+    }
+
     /// Until nothing moves, what waits for a deadline included.
     fn settle(&mut self) {
         for _ in 0..4 {
             self.second();
-            let mut quiet = 0;
-            while quiet < 40 {
-                let moved = (0..self.nodes.len()).any(|node| self.step(node));
-                quiet = if moved { 0 } else { quiet + 1 };
-            }
+            self.step_all();
         }
         (0..self.peers.len()).for_each(|peer| self.read(peer));
     }
@@ -537,19 +555,41 @@ fn whoever_has_been_told_to_publish_is_heard_from_the_first_sample() {
         world.connect(1, 1);
         world.subscribe(0, "a.*");
         world.settle();
-        let now = world.now;
-        let this = &mut world.nodes[0];
-        this.hubs[0].advertise(this.publisher, None, "a.x", now).unwrap();
-        let mut steps = 0;
-        while world.nodes[0].publisher_handle.has_unanswered() {
-            (0..3).for_each(|node| _ = world.step(node));
-            steps += 1;
-            assert!(steps < 1_000, "no time has passed, so nobody may have to wait for it");
-        }
+        world.advertise(0, "a.x");
         world.publish(0, "a.x", 5);
         world.settle();
         let heard = world.peers[0].streams.values().next().expect("the stream");
         assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
+    }
+}
+
+#[test]
+fn a_stream_of_a_name_that_is_watched_already_is_known_before_its_first_sample() {
+    for workers in [1, 3] {
+        let mut world = World::new(2, workers, 7);
+        world.settle();
+        world.connect(1, 0);
+        world.connect(1, 1);
+        // The topic is live before anybody publishes.
+        world.subscribe(0, "a.x");
+        world.settle();
+        world.advertise(0, "a.x");
+        world.subscribe(1, "a.x");
+        world.step_all();
+        (0..2).for_each(|peer| world.read(peer));
+        assert_eq!(world.peers[1].answered, 1, "no time has passed, so nobody may have to wait for it");
+        // The broker loses the first frame.
+        world.nodes[1].topics.remove("a.x");
+        world.publish(0, "a.x", 5);
+        world.step_all();
+        world.nodes[1].topics.insert("a.x".to_owned());
+        world.publish(0, "a.x", 3);
+        world.settle();
+        world.check();
+        for peer in &world.peers {
+            let heard = peer.streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+            assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 3, 5));
+        }
     }
 }
 

@@ -79,8 +79,10 @@ pub struct Core {
     following: Vec<Following>,
     /// Names that are published here since lately, of which not all others have said that they know.
     untold: VecDeque<Untold>,
-    /// Topics that are live since lately: their publishers are asked where their streams stand.
+    /// Topics that are live since lately, or have a new stream: publishers are asked where their streams stand.
     ask: Vec<Box<str>>,
+    /// Changes of others may be followed now.
+    follow: bool,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,7 @@ impl Core {
             following: Vec::new(),
             untold: VecDeque::new(),
             ask: Vec::new(),
+            follow: false,
         }
     }
 
@@ -289,14 +292,15 @@ impl Core {
             topic.live = true;
         }
         self.ask.push((*name).into());
+        self.follow = true;
         self.settle(&name);
     }
 
     /// A subscription that cannot be had: nobody waits for it.
-    pub fn refused(&mut self, name: &str, wire: &dyn Wire) {
+    pub fn refused(&mut self, name: &str) {
         self.give_up_waits(name);
         self.following.iter_mut().for_each(|following| following.names.retain(|wanted| **wanted != *name));
-        self.tell_followed(wire);
+        self.follow = true;
     }
 
     /// A payload has come on the topic of a name.
@@ -368,12 +372,16 @@ impl Core {
         for name in &changed {
             self.evaluate(name, wire, now);
             self.settle(name);
+            // Its topic brings the stream already, but nothing tells where that begins.
+            if self.topics.get(&**name).is_some_and(|topic| topic.live) && !self.is_settled(name) {
+                self.ask.push(name.clone());
+            }
         }
         if let Some(revision) = followed
             && self.following.len() < FOLLOWING_MAX
         {
             self.following.push(Following { of: node, revision, names: changed.into_iter().collect() });
-            self.tell_followed(wire);
+            self.follow = true;
         }
         told
     }
@@ -436,13 +444,17 @@ impl Core {
         }
     }
 
-    /// Asks where streams stand whose topics are live since lately, and says so. To be called after whatever may have made them
-    /// so.
+    /// Asks where streams stand whose topics are live since lately, and then says which changes of others are followed: their
+    /// publishers begin when they hear of that, behind the answer. To be called after whatever another server or the broker has
+    /// said.
     pub fn ask_where(&mut self, wire: &dyn Wire) {
-        if self.ask.is_empty() {
-            return;
+        self.ask_about(wire);
+        if std::mem::take(&mut self.follow) {
+            self.tell_followed(wire);
         }
-        self.tell_followed(wire);
+    }
+
+    fn ask_about(&mut self, wire: &dyn Wire) {
         let ask = std::mem::take(&mut self.ask);
         for names in ask.chunks(CHANNELS_PER_MESSAGE) {
             let names = names.iter().filter(|name| self.catalogue.lists(name)).cloned().collect::<Vec<_>>();
