@@ -41,6 +41,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// Requests on their way: each stands for a subscription of a connection, which limits bound.
 const REQUESTS_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS >> 8;
 
+/// Why there is no broker after the end of its thread.
+const ENDED: &str = "its thread has ended; restart the server";
+
 /// The hubs' side.
 #[derive(Debug)]
 pub struct Port {
@@ -185,10 +188,19 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
+    let mut ended = false;
     loop {
         tokio::select! {
-            event = events.recv() => {
-                let Some(event) = event else { return };
+            event = events.recv(), if !ended => {
+                let Some(event) = event else {
+                    // It takes itself up again after whatever can be foreseen. The server's own clients lose nothing by it, so they
+                    // stay; no new ones should come.
+                    tracing::error!("the broker's thread has ended; only a restart of the server brings it back");
+                    shared.readiness.doubt_broker(ENDED);
+                    core.disconnected();
+                    ended = true;
+                    continue;
+                };
                 let now = clock.now();
                 handle(event, &mut core, &broker, shared, now);
                 for _ in 1..EVENTS_PER_TURN {
@@ -276,6 +288,40 @@ fn obey(told: Told, core: &Core, broker: &Broker, shared: &Shared, now: Now) {
         Told::NewServer => {
             for (revoked, issued_s) in shared.gate.revoked() {
                 core.tell_revoked(revoked, issued_s, broker);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::hub::router::Router;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_broker_whose_thread_has_ended() {
+        let config = Arc::new(Config::default());
+        let (router, mut inboxes) = Router::new(1, config.channel.channels_total_max);
+        let shared = Arc::new(Shared::new(config, router));
+        shared.readiness.set_serving(true);
+        // Nobody listens there.
+        let cluster = join(BrokerSettings::new("redis://127.0.0.1:1"), &shared).expect("a broker");
+        cluster.broker().join();
+        let clock = Clock::new();
+        let asks = async {
+            while shared.readiness.check(clock.now().at) != Err(format!("broker: {ENDED}")) {
+                tokio::task::yield_now().await;
+            }
+            let outlet = shared.router.outlet().expect("there are other servers");
+            outlet.want(&Pattern::parse("a.*", 255).expect("a pattern"), Waiter { worker: 0, wait: 7 });
+            inboxes[0].recv().await
+        };
+        tokio::select! {
+            () = run(cluster, &shared) => panic!("who subscribes later would wait for ever"),
+            answer = asks => {
+                let Some(ToWorker::Arrived(arrival)) = answer else { panic!("{answer:?}") };
+                assert_eq!(arrival.waiter.wait, 7);
             }
         }
     }
