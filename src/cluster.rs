@@ -149,11 +149,8 @@ impl Port {
 }
 
 impl Wire for Broker {
-    fn subscribe(&self, name: &str) {
-        if let Some(topic) = topic_of(name) {
-            // What has no room is told (`Event::Refused`).
-            let _ = Self::subscribe(self, topic, Keep::Yes);
-        }
+    fn subscribe(&self, name: &str) -> bool {
+        topic_of(name).is_some_and(|topic| Self::subscribe(self, topic, Keep::Yes))
     }
 
     fn unsubscribe(&self, name: &str) {
@@ -260,7 +257,7 @@ fn handle(event: Event, core: &mut Core, broker: &Broker, shared: &Shared, now: 
             }
         }
         Event::Refused { topic, why } => {
-            tracing::warn!(%topic, %why, "a topic cannot be subscribed to");
+            tracing::warn!(%topic, %why, "a topic cannot be subscribed to: what other servers publish there does not come");
             if let Some(name) = topic.strip_prefix(CHANNEL_TOPICS) {
                 core.refused(name);
             }

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -95,7 +95,11 @@ impl Outlet for Outgoing {
 
 /// What a core asks of the broker.
 #[derive(Debug, Default)]
-struct Asked(RefCell<Vec<Ask>>);
+struct Asked {
+    asks: RefCell<Vec<Ask>>,
+    /// There is no room for another topic.
+    full: Cell<bool>,
+}
 
 #[derive(Debug)]
 enum Ask {
@@ -105,16 +109,20 @@ enum Ask {
 }
 
 impl Wire for Asked {
-    fn subscribe(&self, name: &str) {
-        self.0.borrow_mut().push(Ask::Subscribe(name.to_owned()));
+    fn subscribe(&self, name: &str) -> bool {
+        let room = !self.full.get();
+        if room {
+            self.asks.borrow_mut().push(Ask::Subscribe(name.to_owned()));
+        }
+        room
     }
 
     fn unsubscribe(&self, name: &str) {
-        self.0.borrow_mut().push(Ask::Unsubscribe(name.to_owned()));
+        self.asks.borrow_mut().push(Ask::Unsubscribe(name.to_owned()));
     }
 
     fn say(&self, message: Vec<u8>) {
-        self.0.borrow_mut().push(Ask::Say(message.into()));
+        self.asks.borrow_mut().push(Ask::Say(message.into()));
     }
 }
 
@@ -124,6 +132,7 @@ enum Event {
     Up,
     Down,
     Subscribed(String),
+    Refused(String),
     Message(String, Bytes),
 }
 
@@ -137,6 +146,8 @@ struct Node {
     topics: HashSet<String>,
     events: VecDeque<Event>,
     connected: bool,
+    /// The broker does not let it subscribe to channels.
+    forbidden: bool,
     publisher: usize,
     publisher_handle: Rc<OutboxHandle>,
 }
@@ -219,6 +230,7 @@ impl World {
             topics,
             events,
             connected: true,
+            forbidden: false,
             publisher,
             publisher_handle,
         }
@@ -320,6 +332,7 @@ impl World {
             Event::Up => this.core.connected(&this.asked, now),
             Event::Down => this.core.disconnected(),
             Event::Subscribed(name) => this.core.subscribed(&name, Vec::new(), now),
+            Event::Refused(name) => this.core.refused(&name),
             Event::Message(name, payload) if name == NODES => {
                 drop(this.core.heard(&payload, &this.asked, now))
             }
@@ -330,9 +343,10 @@ impl World {
     }
 
     fn carry_asked(&mut self, node: usize) {
-        for ask in self.nodes[node].asked.0.take() {
+        for ask in self.nodes[node].asked.asks.take() {
             let this = &mut self.nodes[node];
             match ask {
+                Ask::Subscribe(name) if this.forbidden => this.events.push_back(Event::Refused(name)),
                 Ask::Subscribe(name) => {
                     this.topics.insert(name.clone());
                     this.events.push_back(Event::Subscribed(name));
@@ -660,6 +674,45 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
     while world.step(1) {}
     world.read(1);
     assert_eq!(world.peers[1].answered, 1, "without a broker nobody waits for one");
+}
+
+#[test]
+fn a_topic_that_cannot_be_had_holds_nobody_up() {
+    for full in [false, true] {
+        let mut world = World::new(2, 1, 7);
+        world.settle();
+        world.nodes[1].forbidden = !full;
+        world.nodes[1].asked.full.set(full);
+        for peer in 0..3 {
+            world.connect(1, 0);
+            world.subscribe(peer, "a.x");
+            world.step_all();
+            world.read(peer);
+            assert_eq!(
+                world.peers[peer].answered, 1,
+                "no time has passed, so nobody may have to wait for it"
+            );
+        }
+        assert_eq!(world.nodes[1].core.counts().topics_refused, 1);
+        world.advertise(0, "a.x");
+        world.publish(0, "a.x", 5);
+        world.settle();
+        // It can be had again.
+        world.nodes[1].forbidden = false;
+        world.nodes[1].asked.full.set(false);
+        if !full {
+            world.nodes[1].topics.insert("a.x".to_owned());
+            world.nodes[1].events.push_back(Event::Subscribed("a.x".to_owned()));
+        }
+        world.settle();
+        world.publish(0, "a.x", 3);
+        world.settle();
+        world.check();
+        for peer in &world.peers {
+            let heard: Vec<_> = peer.streams.values().filter(|heard| !heard.values.is_empty()).collect();
+            assert_eq!(heard.iter().map(|heard| (heard.start, heard.last)).collect::<Vec<_>>(), [(6, 8)]);
+        }
+    }
 }
 
 #[test]
