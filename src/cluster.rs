@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -24,7 +25,7 @@ pub mod catalogue;
 pub mod core;
 pub mod message;
 
-use self::core::{Core, Told, Wire};
+use self::core::{Core, Counts, Told, Wire};
 
 /// What stands before a channel's name in its topic.
 const CHANNEL_TOPICS: &str = "c.";
@@ -227,6 +228,9 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
             }
         }
         core.ask_where(&*broker);
+        let Counts { topics_refused, messages_refused } = core.counts();
+        shared.topics_refused.store(topics_refused, Ordering::Relaxed);
+        shared.node_messages_refused.store(messages_refused, Ordering::Relaxed);
     }
 }
 

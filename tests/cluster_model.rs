@@ -677,6 +677,20 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
 }
 
 #[test]
+fn what_is_no_message_of_a_server_is_counted() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    assert_eq!(world.nodes[0].core.counts().messages_refused, 0);
+    for junk in [&b""[..], b"\xff", b"{}", br#"{"node":"0","type":"list","of":"1"}"#] {
+        world.carry(NODES, &Bytes::copy_from_slice(junk));
+    }
+    world.settle();
+    for node in &world.nodes {
+        assert_eq!(node.core.counts().messages_refused, 4);
+    }
+}
+
+#[test]
 fn a_topic_that_cannot_be_had_holds_nobody_up() {
     for full in [false, true] {
         let mut world = World::new(2, 1, 7);

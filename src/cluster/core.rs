@@ -56,6 +56,8 @@ pub enum Told {
 pub struct Counts {
     /// Times that a topic could not be subscribed to.
     pub topics_refused: u64,
+    /// What came on the topic that all servers read, and was no message.
+    pub messages_refused: u64,
 }
 
 /// See the module's page.
@@ -388,6 +390,7 @@ impl Core {
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::debug!(error = %error.escape_default(), "a message on the servers' topic is none");
+                self.counts.messages_refused += 1;
                 return Vec::new();
             }
         };

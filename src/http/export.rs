@@ -76,6 +76,8 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         }
     }
     metrics.counters.sockets_refused.add(&shared.door.refused());
+    metrics.counters.topics_refused += shared.topics_refused.load(Ordering::Relaxed);
+    metrics.counters.node_messages_refused += shared.node_messages_refused.load(Ordering::Relaxed);
     (metrics, gauges)
 }
 
