@@ -228,7 +228,8 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
             }
         }
         core.ask_where(&*broker);
-        let Counts { topics_refused, messages_refused } = core.counts();
+        let Counts { topics_refused, streams_refused, messages_refused } = core.counts();
+        shared.streams_refused.store(streams_refused, Ordering::Relaxed);
         shared.topics_refused.store(topics_refused, Ordering::Relaxed);
         shared.node_messages_refused.store(messages_refused, Ordering::Relaxed);
     }

@@ -62,6 +62,8 @@ pub struct Shared {
     pub connections: AtomicUsize,
     /// Topics of channels that could not be subscribed to at the broker.
     pub topics_refused: AtomicU64,
+    /// Frames of streams that are too many, and that no server says it publishes.
+    pub streams_refused: AtomicU64,
     /// What came on the topic that all servers read, and was no message.
     pub node_messages_refused: AtomicU64,
     next_connection: AtomicU64,
@@ -91,6 +93,7 @@ impl Shared {
             readiness: Readiness::default(),
             connections: AtomicUsize::new(0),
             topics_refused: AtomicU64::new(0),
+            streams_refused: AtomicU64::new(0),
             node_messages_refused: AtomicU64::new(0),
             next_connection: AtomicU64::new(1),
             door,

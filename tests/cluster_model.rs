@@ -31,7 +31,7 @@ use tidewire::wire::control::Policy;
 use tidewire::wire::decode::scan_publish;
 use tidewire::wire::proto::sample::Value;
 use tidewire::wire::proto::{Block, Frame, Publish, Sample};
-use tidewire::wire::relay::{NodeId, Payload};
+use tidewire::wire::relay::{self, NodeId, Payload};
 use tokio::sync::mpsc;
 
 mod model;
@@ -674,6 +674,33 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
     while world.step(1) {}
     world.read(1);
     assert_eq!(world.peers[1].answered, 1, "without a broker nobody waits for one");
+}
+
+#[test]
+fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    for round in 0..10 {
+        for epoch in 1..=200 {
+            let Payload { head, .. } = relay::head_payload(NodeId(1_000), round * 1_000 + epoch, 1, 1);
+            world.carry("a.x", &head);
+        }
+        // Half as long as a stream lingers.
+        for _ in 0..30 {
+            world.second();
+            world.step_all();
+            world.nodes[1].hubs[0].sweep(world.now);
+        }
+    }
+    assert!(world.nodes[1].core.counts().streams_refused > 1_000);
+    world.advertise(0, "a.x");
+    world.publish(0, "a.x", 5);
+    world.settle();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub enum Told {
 pub struct Counts {
     /// Times that a topic could not be subscribed to.
     pub topics_refused: u64,
+    /// Frames of streams that no server says it publishes, of a name that has too many of these.
+    pub streams_refused: u64,
     /// What came on the topic that all servers read, and was no message.
     pub messages_refused: u64,
 }
@@ -126,6 +128,11 @@ impl Topic {
         matches!(self.state, State::Live)
     }
 }
+
+/// Streams of one name that no server says it publishes: a quarter of all, since those of which this is forgotten stay as long again
+/// until nobody has them. They are what servers have published that are gone, and what is quicker than the news of it. More are a
+/// fault, or a foe's on the broker, and must not take the room of those that are there.
+const UNLISTED_STREAMS_MAX: usize = MIRRORS_PER_NAME_MAX / 4;
 
 /// Others' changes that are followed at once. More are a fault, or a foe on the broker; whoever waits for those waits in vain.
 const FOLLOWING_MAX: usize = 1_024;
@@ -371,6 +378,13 @@ impl Core {
 
     fn relay(&mut self, name: &Arc<str>, payload: Bytes, backlog: bool, now: Now) {
         let peeked = relay::peek(&payload);
+        if let Some((node, epoch)) = peeked
+            && node != self.node
+            && !self.has_room_for(name, epoch)
+        {
+            self.counts.streams_refused += 1;
+            return;
+        }
         let relayed = Relayed { name: Arc::clone(name), payload, backlog, received: now, permit: None };
         if !self.router.send_relayed(Box::new(relayed)) {
             return;
@@ -382,6 +396,14 @@ impl Core {
         {
             topic.streams.insert(epoch, now.at);
         }
+    }
+
+    fn has_room_for(&self, name: &str, epoch: u32) -> bool {
+        let Some(topic) = self.topics.get(name) else { return true };
+        let listed = |epoch| self.catalogue.streams(name).any(|listed| listed == epoch);
+        topic.streams.contains_key(&epoch)
+            || listed(epoch)
+            || topic.streams.keys().filter(|epoch| !listed(**epoch)).count() < UNLISTED_STREAMS_MAX
     }
 
     /// Another server, or this one, has said something to all.
