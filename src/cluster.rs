@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -24,7 +25,7 @@ pub mod catalogue;
 pub mod core;
 pub mod message;
 
-use self::core::{Core, Told, Wire};
+use self::core::{Core, Counts, Told, Wire};
 
 /// What stands before a channel's name in its topic.
 const CHANNEL_TOPICS: &str = "c.";
@@ -40,6 +41,9 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Requests on their way: each stands for a subscription of a connection, which limits bound.
 const REQUESTS_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS >> 8;
+
+/// Why there is no broker after the end of its thread.
+const ENDED: &str = "its thread has ended; restart the server";
 
 /// The hubs' side.
 #[derive(Debug)]
@@ -146,11 +150,8 @@ impl Port {
 }
 
 impl Wire for Broker {
-    fn subscribe(&self, name: &str) {
-        if let Some(topic) = topic_of(name) {
-            // What has no room is told (`Event::Refused`).
-            let _ = Self::subscribe(self, topic, Keep::Yes);
-        }
+    fn subscribe(&self, name: &str) -> bool {
+        topic_of(name).is_some_and(|topic| Self::subscribe(self, topic, Keep::Yes))
     }
 
     fn unsubscribe(&self, name: &str) {
@@ -185,10 +186,19 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut ticks = 0_u64;
+    let mut ended = false;
     loop {
         tokio::select! {
-            event = events.recv() => {
-                let Some(event) = event else { return };
+            event = events.recv(), if !ended => {
+                let Some(event) = event else {
+                    // It takes itself up again after whatever can be foreseen. The server's own clients lose nothing by it, so they
+                    // stay; no new ones should come.
+                    tracing::error!("the broker's thread has ended; only a restart of the server brings it back");
+                    shared.readiness.doubt_broker(ENDED);
+                    core.disconnected();
+                    ended = true;
+                    continue;
+                };
                 let now = clock.now();
                 handle(event, &mut core, &broker, shared, now);
                 for _ in 1..EVENTS_PER_TURN {
@@ -218,6 +228,10 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
             }
         }
         core.ask_where(&*broker);
+        let Counts { topics_refused, streams_refused, messages_refused } = core.counts();
+        shared.streams_refused.store(streams_refused, Ordering::Relaxed);
+        shared.topics_refused.store(topics_refused, Ordering::Relaxed);
+        shared.node_messages_refused.store(messages_refused, Ordering::Relaxed);
     }
 }
 
@@ -248,9 +262,9 @@ fn handle(event: Event, core: &mut Core, broker: &Broker, shared: &Shared, now: 
             }
         }
         Event::Refused { topic, why } => {
-            tracing::warn!(%topic, %why, "a topic cannot be subscribed to");
+            tracing::warn!(%topic, %why, "a topic cannot be subscribed to: what other servers publish there does not come");
             if let Some(name) = topic.strip_prefix(CHANNEL_TOPICS) {
-                core.refused(name, broker);
+                core.refused(name);
             }
         }
         Event::Lost(lost) => {
@@ -276,6 +290,40 @@ fn obey(told: Told, core: &Core, broker: &Broker, shared: &Shared, now: Now) {
         Told::NewServer => {
             for (revoked, issued_s) in shared.gate.revoked() {
                 core.tell_revoked(revoked, issued_s, broker);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::hub::router::Router;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_broker_whose_thread_has_ended() {
+        let config = Arc::new(Config::default());
+        let (router, mut inboxes) = Router::new(1, config.channel.channels_total_max);
+        let shared = Arc::new(Shared::new(config, router));
+        shared.readiness.set_serving(true);
+        // Nobody listens there.
+        let cluster = join(BrokerSettings::new("redis://127.0.0.1:1"), &shared).expect("a broker");
+        cluster.broker().join();
+        let clock = Clock::new();
+        let asks = async {
+            while shared.readiness.check(clock.now().at) != Err(format!("broker: {ENDED}")) {
+                tokio::task::yield_now().await;
+            }
+            let outlet = shared.router.outlet().expect("there are other servers");
+            outlet.want(&Pattern::parse("a.*", 255).expect("a pattern"), Waiter { worker: 0, wait: 7 });
+            inboxes[0].recv().await
+        };
+        tokio::select! {
+            () = run(cluster, &shared) => panic!("who subscribes later would wait for ever"),
+            answer = asks => {
+                let Some(ToWorker::Arrived(arrival)) = answer else { panic!("{answer:?}") };
+                assert_eq!(arrival.waiter.wait, 7);
             }
         }
     }

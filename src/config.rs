@@ -68,7 +68,7 @@ settings! {
         /// How log lines look on standard error: `text` for people, `json` for collectors.
         log_format: LogFormat = LogFormat::Text, "", Any;
         /// Which events are logged.
-        log_filter: LogFilter = LogFilter::info(), "", Any;
+        log_filter: LogFilter = LogFilter::usual(), "", Any;
     }
 
     /// Where and when connections are refused and ended.

@@ -60,6 +60,12 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Upgraded connections.
     pub connections: AtomicUsize,
+    /// Topics of channels that could not be subscribed to at the broker.
+    pub topics_refused: AtomicU64,
+    /// Frames of streams that are too many, and that no server says it publishes.
+    pub streams_refused: AtomicU64,
+    /// What came on the topic that all servers read, and was no message.
+    pub node_messages_refused: AtomicU64,
     next_connection: AtomicU64,
     /// What each address has open; only accepts, handshakes and ends of connections take its lock.
     pub door: Door,
@@ -86,6 +92,9 @@ impl Shared {
             started: clock.now().at,
             readiness: Readiness::default(),
             connections: AtomicUsize::new(0),
+            topics_refused: AtomicU64::new(0),
+            streams_refused: AtomicU64::new(0),
+            node_messages_refused: AtomicU64::new(0),
             next_connection: AtomicU64::new(1),
             door,
             exports: Semaphore::new(EXPORTS_MAX),

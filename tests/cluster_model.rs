@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -31,7 +31,7 @@ use tidewire::wire::control::Policy;
 use tidewire::wire::decode::scan_publish;
 use tidewire::wire::proto::sample::Value;
 use tidewire::wire::proto::{Block, Frame, Publish, Sample};
-use tidewire::wire::relay::{NodeId, Payload};
+use tidewire::wire::relay::{self, NodeId, Payload};
 use tokio::sync::mpsc;
 
 mod model;
@@ -98,7 +98,11 @@ impl Outlet for Outgoing {
 
 /// What a core asks of the broker.
 #[derive(Debug, Default)]
-struct Asked(RefCell<Vec<Ask>>);
+struct Asked {
+    asks: RefCell<Vec<Ask>>,
+    /// There is no room for another topic.
+    full: Cell<bool>,
+}
 
 #[derive(Debug)]
 enum Ask {
@@ -108,16 +112,20 @@ enum Ask {
 }
 
 impl Wire for Asked {
-    fn subscribe(&self, name: &str) {
-        self.0.borrow_mut().push(Ask::Subscribe(name.to_owned()));
+    fn subscribe(&self, name: &str) -> bool {
+        let room = !self.full.get();
+        if room {
+            self.asks.borrow_mut().push(Ask::Subscribe(name.to_owned()));
+        }
+        room
     }
 
     fn unsubscribe(&self, name: &str) {
-        self.0.borrow_mut().push(Ask::Unsubscribe(name.to_owned()));
+        self.asks.borrow_mut().push(Ask::Unsubscribe(name.to_owned()));
     }
 
     fn say(&self, message: Vec<u8>) {
-        self.0.borrow_mut().push(Ask::Say(message.into()));
+        self.asks.borrow_mut().push(Ask::Say(message.into()));
     }
 }
 
@@ -127,6 +135,7 @@ enum Event {
     Up,
     Down,
     Subscribed(String),
+    Refused(String),
     Message(String, Bytes),
 }
 
@@ -140,6 +149,8 @@ struct Node {
     topics: HashSet<String>,
     events: VecDeque<Event>,
     connected: bool,
+    /// The broker does not let it subscribe to channels.
+    forbidden: bool,
     publisher: usize,
     publisher_handle: Rc<OutboxHandle>,
 }
@@ -179,7 +190,11 @@ struct World {
 
 impl World {
     fn new(nodes: usize, workers: usize, seed: u64) -> Self {
-        let config = Arc::new(Config { workers, ..Config::default() });
+        Self::with(nodes, Config { workers, ..Config::default() }, seed)
+    }
+
+    fn with(nodes: usize, config: Config, seed: u64) -> Self {
+        let config = Arc::new(config);
         let now = Clock::new().now();
         let mut world = Self {
             config,
@@ -222,6 +237,7 @@ impl World {
             topics,
             events,
             connected: true,
+            forbidden: false,
             publisher,
             publisher_handle,
         }
@@ -258,6 +274,19 @@ impl World {
         let pattern = Pattern::parse(pattern, 255).unwrap();
         // Not subscribed is an answer like any other.
         let _ = self.nodes[node].hubs[worker].unsubscribe(member, None, &pattern, self.now);
+    }
+
+    /// Until the publisher may begin. No time passes, so nobody may have to wait for it.
+    fn advertise(&mut self, node: usize, name: &str) {
+        let now = self.now;
+        let this = &mut self.nodes[node];
+        this.hubs[0].advertise(this.publisher, None, name, now).unwrap();
+        let mut steps = 0;
+        while self.nodes[node].publisher_handle.has_unanswered() {
+            (0..self.nodes.len()).for_each(|node| _ = self.step(node));
+            steps += 1;
+            assert!(steps < 1_000, "it waits for time to pass");
+        }
     }
 
     fn publish(&mut self, node: usize, name: &str, samples: usize) {
@@ -310,6 +339,7 @@ impl World {
             Event::Up => this.core.connected(&this.asked, now),
             Event::Down => this.core.disconnected(),
             Event::Subscribed(name) => this.core.subscribed(&name, Vec::new(), now),
+            Event::Refused(name) => this.core.refused(&name),
             Event::Message(name, payload) if name == NODES => {
                 drop(this.core.heard(&payload, &this.asked, now))
             }
@@ -320,9 +350,10 @@ impl World {
     }
 
     fn carry_asked(&mut self, node: usize) {
-        for ask in self.nodes[node].asked.0.take() {
+        for ask in self.nodes[node].asked.asks.take() {
             let this = &mut self.nodes[node];
             match ask {
+                Ask::Subscribe(name) if this.forbidden => this.events.push_back(Event::Refused(name)),
                 Ask::Subscribe(name) => {
                     this.topics.insert(name.clone());
                     this.events.push_back(Event::Subscribed(name));
@@ -378,15 +409,20 @@ impl World {
         }
     }
 
+    /// Until nothing moves that does not wait for a deadline.
+    fn step_all(&mut self) {
+        let mut quiet = 0;
+        while quiet < 40 {
+            let moved = (0..self.nodes.len()).any(|node| self.step(node));
+            quiet = if moved { 0 } else { quiet + 1 };
+        }
+    }
+
     /// Until nothing moves, what waits for a deadline included.
     fn settle(&mut self) {
         for _ in 0..4 {
             self.second();
-            let mut quiet = 0;
-            while quiet < 40 {
-                let moved = (0..self.nodes.len()).any(|node| self.step(node));
-                quiet = if moved { 0 } else { quiet + 1 };
-            }
+            self.step_all();
         }
         (0..self.peers.len()).for_each(|peer| self.read(peer));
     }
@@ -540,19 +576,41 @@ fn whoever_has_been_told_to_publish_is_heard_from_the_first_sample() {
         world.connect(1, 1);
         world.subscribe(0, "a.*");
         world.settle();
-        let now = world.now;
-        let this = &mut world.nodes[0];
-        this.hubs[0].advertise(this.publisher, None, "a.x", now).unwrap();
-        let mut steps = 0;
-        while world.nodes[0].publisher_handle.has_unanswered() {
-            (0..3).for_each(|node| _ = world.step(node));
-            steps += 1;
-            assert!(steps < 1_000, "no time has passed, so nobody may have to wait for it");
-        }
+        world.advertise(0, "a.x");
         world.publish(0, "a.x", 5);
         world.settle();
         let heard = world.peers[0].streams.values().next().expect("the stream");
         assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
+    }
+}
+
+#[test]
+fn a_stream_of_a_name_that_is_watched_already_is_known_before_its_first_sample() {
+    for workers in [1, 3] {
+        let mut world = World::new(2, workers, 7);
+        world.settle();
+        world.connect(1, 0);
+        world.connect(1, 1);
+        // The topic is live before anybody publishes.
+        world.subscribe(0, "a.x");
+        world.settle();
+        world.advertise(0, "a.x");
+        world.subscribe(1, "a.x");
+        world.step_all();
+        (0..2).for_each(|peer| world.read(peer));
+        assert_eq!(world.peers[1].answered, 1, "no time has passed, so nobody may have to wait for it");
+        // The broker loses the first frame.
+        world.nodes[1].topics.remove("a.x");
+        world.publish(0, "a.x", 5);
+        world.step_all();
+        world.nodes[1].topics.insert("a.x".to_owned());
+        world.publish(0, "a.x", 3);
+        world.settle();
+        world.check();
+        for peer in &world.peers {
+            let heard = peer.streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+            assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 3, 5));
+        }
     }
 }
 
@@ -623,6 +681,124 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
     while world.step(1) {}
     world.read(1);
     assert_eq!(world.peers[1].answered, 1, "without a broker nobody waits for one");
+}
+
+#[test]
+fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
+    let mut config = Config { workers: 1, ..Config::default() };
+    config.batch.window = Duration::from_secs(4);
+    let mut world = World::with(2, config, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    // The first goes at once, the others wait for the window.
+    world.publish(0, "a.x", 1);
+    world.step_all();
+    world.advance(100);
+    world.publish(0, "a.x", 3);
+    (0..3).for_each(|_| world.settle());
+    world.check();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.values.len(), heard.missing), (4, 0));
+}
+
+#[test]
+fn the_largest_frame_is_none_too_large() {
+    let mut config = Config { workers: 1, ..Config::default() };
+    config.inbound.message_samples_max = 4;
+    config.batch.frame_samples_max = 5;
+    let mut world = World::with(2, config, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    // The first goes at once, the others are a frame of as many as there may be.
+    (0..3).for_each(|_| world.publish(0, "a.x", 4));
+    world.settle();
+    world.check();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.values.len(), heard.missing), (12, 0));
+}
+
+#[test]
+fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    for round in 0..10 {
+        for epoch in 1..=200 {
+            let Payload { head, .. } = relay::head_payload(NodeId(1_000), round * 1_000 + epoch, 1, 1);
+            world.carry("a.x", &head);
+        }
+        // Half as long as a stream lingers.
+        for _ in 0..30 {
+            world.second();
+            world.step_all();
+            world.nodes[1].hubs[0].sweep(world.now);
+        }
+    }
+    assert!(world.nodes[1].core.counts().streams_refused > 1_000);
+    world.advertise(0, "a.x");
+    world.publish(0, "a.x", 5);
+    world.settle();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
+}
+
+#[test]
+fn what_is_no_message_of_a_server_is_counted() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    assert_eq!(world.nodes[0].core.counts().messages_refused, 0);
+    for junk in [&b""[..], b"\xff", b"{}", br#"{"node":"0","type":"list","of":"1"}"#] {
+        world.carry(NODES, &Bytes::copy_from_slice(junk));
+    }
+    world.settle();
+    for node in &world.nodes {
+        assert_eq!(node.core.counts().messages_refused, 4);
+    }
+}
+
+#[test]
+fn a_topic_that_cannot_be_had_holds_nobody_up() {
+    for full in [false, true] {
+        let mut world = World::new(2, 1, 7);
+        world.settle();
+        world.nodes[1].forbidden = !full;
+        world.nodes[1].asked.full.set(full);
+        for peer in 0..3 {
+            world.connect(1, 0);
+            world.subscribe(peer, "a.x");
+            world.step_all();
+            world.read(peer);
+            assert_eq!(
+                world.peers[peer].answered, 1,
+                "no time has passed, so nobody may have to wait for it"
+            );
+        }
+        assert_eq!(world.nodes[1].core.counts().topics_refused, 1);
+        world.advertise(0, "a.x");
+        world.publish(0, "a.x", 5);
+        world.settle();
+        // It can be had again.
+        world.nodes[1].forbidden = false;
+        world.nodes[1].asked.full.set(false);
+        if !full {
+            world.nodes[1].topics.insert("a.x".to_owned());
+            world.nodes[1].events.push_back(Event::Subscribed("a.x".to_owned()));
+        }
+        world.settle();
+        world.publish(0, "a.x", 3);
+        world.settle();
+        world.check();
+        for peer in &world.peers {
+            let heard: Vec<_> = peer.streams.values().filter(|heard| !heard.values.is_empty()).collect();
+            assert_eq!(heard.iter().map(|heard| (heard.start, heard.last)).collect::<Vec<_>>(), [(6, 8)]);
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The thread that speaks to the broker, and the handle of those who publish and subscribe. Each connection has a runtime of
 //! its own: what a client library has spawned ends with it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,6 +17,9 @@ use crate::config::file;
 
 /// How long the end of the broker waits for what is still to be published.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a connection ended that panicked; the log has the place.
+const PANICKED: &str = "a fault of this server, a panic; the log says where";
 
 /// Why there is no broker.
 #[derive(Debug, thiserror::Error)]
@@ -229,12 +233,17 @@ fn run(port: &Arc<Port>, stop: &Stop, driver: &mut dyn Driver) {
         port.begin();
         let why = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
-                let why = runtime.block_on(async {
-                    tokio::select! {
-                        why = driver.run(port) => Some(why),
-                        () = stopped(port, stop) => None,
-                    }
-                });
+                let life = || {
+                    runtime.block_on(async {
+                        tokio::select! {
+                            why = driver.run(port) => Some(why),
+                            () = stopped(port, stop) => None,
+                        }
+                    })
+                };
+                // What a broker sends must not part this server from the others for good, and its clients can do without them
+                // for a while: a panic costs a connection. What it leaves behind is what any lost connection does.
+                let why = catch_unwind(AssertUnwindSafe(life)).unwrap_or_else(|_| Some(PANICKED.to_owned()));
                 // A look-up of a name may take longer than anybody wants to wait.
                 runtime.shutdown_background();
                 why
@@ -302,4 +311,41 @@ fn check_files(settings: &BrokerSettings, url: &Url) -> Result<(), StartError> {
         tls::config(None).map_err(StartError::System)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Event;
+    use super::super::driver::Life;
+    use super::*;
+
+    /// Panics in its first connection, and stays in the second.
+    struct Clumsy(bool);
+
+    impl Driver for Clumsy {
+        fn run<'a>(&'a mut self, port: &'a Arc<Port>) -> Life<'a> {
+            Box::pin(async {
+                assert!(std::mem::replace(&mut self.0, true), "this panic is part of the test");
+                port.up();
+                std::future::pending().await
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_panics_is_tried_again() {
+        let url = "redis://localhost";
+        let port = Arc::new(Port::new(BrokerSettings::new(url), Url::parse(url).expect("a URL")));
+        let stop = Arc::new(Stop::default());
+        let mut events = Events { lane: Arc::clone(&port.lane) };
+        let thread = {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || run(&port, &stop, &mut Clumsy(false)))
+        };
+        assert_eq!(events.recv().await, Some(Event::Down { why: PANICKED.to_owned() }));
+        assert_eq!(events.recv().await, Some(Event::Up));
+        stop.set();
+        assert_eq!(events.recv().await, None);
+        thread.join().expect("it has ended");
+    }
 }

@@ -133,7 +133,6 @@ impl Catalogue {
         }
         if let Some(peer) = self.peers.get_mut(&node)
             && !peer.listed
-            && peer.coming.is_none()
             && peer.asked.is_none_or(|at| now.saturating_duration_since(at) >= ASK_INTERVAL)
         {
             peer.asked = Some(now);
@@ -311,6 +310,19 @@ mod tests {
         assert!(catalogue.handle(A, hello(2, 1), last).ask);
         let outcome = catalogue.handle(A, listing(2, 0, 1, &[("a", 1), ("b", 2)]), last);
         assert_eq!(outcome.changed.len(), 2);
+    }
+
+    #[test]
+    fn a_list_whose_last_part_is_lost_is_asked_for_again() {
+        let start = Instant::now();
+        let mut catalogue = Catalogue::new(100);
+        assert!(catalogue.handle(A, hello(2, 1), start).ask);
+        assert!(!catalogue.handle(A, listing(2, 0, 2, &[("a", 1)]), start).ask, "it is coming");
+        assert!(catalogue.handle(A, hello(2, 1), start + ASK_INTERVAL).ask);
+        // What came of the first list is not mixed with the second.
+        catalogue.handle(A, listing(2, 0, 2, &[("b", 2)]), start + ASK_INTERVAL);
+        let outcome = catalogue.handle(A, listing(2, 1, 2, &[("c", 3)]), start + ASK_INTERVAL);
+        assert_eq!((texts(&outcome.changed), outcome.followed), (vec!["b", "c"], Some(2)));
     }
 
     #[test]

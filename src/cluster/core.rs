@@ -32,8 +32,8 @@ pub const UNWANTED_FOR: Duration = Duration::from_secs(5);
 
 /// The side of the broker, as far as it is needed here. Nothing waits.
 pub trait Wire {
-    /// Subscribes to the topic of a name.
-    fn subscribe(&self, name: &str);
+    /// Subscribes to the topic of a name; `false` if there is no room for it.
+    fn subscribe(&self, name: &str) -> bool;
     /// Ends that.
     fn unsubscribe(&self, name: &str);
     /// Says something to all servers.
@@ -49,6 +49,17 @@ pub enum Told {
     NewServer,
     /// What was said comes back from the broker.
     Echo,
+}
+
+/// What has happened so far, for the metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Times that a topic could not be subscribed to.
+    pub topics_refused: u64,
+    /// Frames of streams that no server says it publishes, of a name that has too many of these.
+    pub streams_refused: u64,
+    /// What came on the topic that all servers read, and was no message.
+    pub messages_refused: u64,
 }
 
 /// See the module's page.
@@ -79,19 +90,49 @@ pub struct Core {
     following: Vec<Following>,
     /// Names that are published here since lately, of which not all others have said that they know.
     untold: VecDeque<Untold>,
-    /// Topics that are live since lately: their publishers are asked where their streams stand.
+    /// Topics that are live since lately, or have a new stream: publishers are asked where their streams stand.
     ask: Vec<Box<str>>,
+    /// Changes of others may be followed now.
+    follow: bool,
+    /// Topics have no room, and the log says so.
+    told_full: bool,
+    counts: Counts,
+}
+
+/// What the broker has said to the wish for a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Nothing yet.
+    #[default]
+    Asked,
+    /// It is live.
+    Live,
+    /// It cannot be had, so nobody waits for it. The broker is asked again with the next connection.
+    Refused,
+    /// There is no room for it here, which is looked for again each second.
+    Full,
 }
 
 #[derive(Debug, Default)]
 struct Topic {
-    live: bool,
+    state: State,
     unwanted_since: Option<Instant>,
     /// Streams that have said where they stand, and when they last said anything.
     streams: HashMap<u32, Instant>,
     /// Who waits for it.
     waits: Vec<u64>,
 }
+
+impl Topic {
+    const fn is_live(&self) -> bool {
+        matches!(self.state, State::Live)
+    }
+}
+
+/// Streams of one name that no server says it publishes: a quarter of all, since those of which this is forgotten stay as long again
+/// until nobody has them. They are what servers have published that are gone, and what is quicker than the news of it. More are a
+/// fault, or a foe's on the broker, and must not take the room of those that are there.
+const UNLISTED_STREAMS_MAX: usize = MIRRORS_PER_NAME_MAX / 4;
 
 /// Others' changes that are followed at once. More are a fault, or a foe on the broker; whoever waits for those waits in vain.
 const FOLLOWING_MAX: usize = 1_024;
@@ -147,7 +188,16 @@ impl Core {
             following: Vec::new(),
             untold: VecDeque::new(),
             ask: Vec::new(),
+            follow: false,
+            told_full: false,
+            counts: Counts::default(),
         }
+    }
+
+    /// What has happened so far.
+    #[must_use]
+    pub const fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Somebody subscribes.
@@ -212,11 +262,11 @@ impl Core {
 
     /// Says which changes of others are followed by now.
     fn tell_followed(&mut self, wire: &dyn Wire) {
-        let is_live =
-            |topics: &HashMap<Arc<str>, Topic>, name: &str| topics.get(name).is_none_or(|topic| topic.live);
+        let topics = &self.topics;
+        let waits = |name: &str| topics.get(name).is_some_and(|topic| topic.state == State::Asked);
         let mut followed = Vec::new();
         self.following.retain_mut(|following| {
-            following.names.retain(|name| !is_live(&self.topics, name));
+            following.names.retain(|name| waits(name));
             if following.names.is_empty() {
                 followed.push(Message::Seen { of: following.of, revision: following.revision });
             }
@@ -271,12 +321,12 @@ impl Core {
 
     /// The topic of a name is live, and this is what the broker keeps of it.
     pub fn subscribed(&mut self, name: &str, backlog: Vec<Bytes>, now: Now) {
-        let Some((name, topic)) =
-            self.topics.get_key_value(name).map(|(name, topic)| (Arc::clone(name), topic.live))
+        let Some((name, state)) =
+            self.topics.get_key_value(name).map(|(name, topic)| (Arc::clone(name), topic.state))
         else {
             return;
         };
-        if topic {
+        if state == State::Live {
             return;
         }
         if !backlog.is_empty() {
@@ -285,29 +335,56 @@ impl Core {
             }
             self.router.send(self.router.home_of(&name), ToWorker::BacklogRead(Arc::clone(&name)));
         }
-        if let Some(topic) = self.topics.get_mut(&name) {
-            topic.live = true;
-        }
-        self.ask.push((*name).into());
+        self.set_live(&name);
         self.settle(&name);
     }
 
+    fn set_live(&mut self, name: &str) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.state = State::Live;
+        }
+        self.ask.push(name.into());
+        self.follow = true;
+    }
+
     /// A subscription that cannot be had: nobody waits for it.
-    pub fn refused(&mut self, name: &str, wire: &dyn Wire) {
+    pub fn refused(&mut self, name: &str) {
+        if let Some(topic) = self.topics.get_mut(name) {
+            topic.state = State::Refused;
+        }
+        self.note_refused(name);
+    }
+
+    fn note_refused(&mut self, name: &str) {
+        self.counts.topics_refused += 1;
         self.give_up_waits(name);
-        self.following.iter_mut().for_each(|following| following.names.retain(|wanted| **wanted != *name));
-        self.tell_followed(wire);
+        self.follow = true;
     }
 
     /// A payload has come on the topic of a name.
     pub fn message(&mut self, name: &str, payload: Bytes, now: Now) {
-        let Some(name) = self.topics.get_key_value(name).map(|(name, _)| Arc::clone(name)) else { return };
+        let Some((name, state)) =
+            self.topics.get_key_value(name).map(|(name, topic)| (Arc::clone(name), topic.state))
+        else {
+            return;
+        };
         self.relay(&name, payload, false, now);
+        if state == State::Refused {
+            // It was live before it was refused, which nothing else tells to be over.
+            self.set_live(&name);
+        }
         self.settle(&name);
     }
 
     fn relay(&mut self, name: &Arc<str>, payload: Bytes, backlog: bool, now: Now) {
         let peeked = relay::peek(&payload);
+        if let Some((node, epoch)) = peeked
+            && node != self.node
+            && !self.has_room_for(name, epoch)
+        {
+            self.counts.streams_refused += 1;
+            return;
+        }
         let relayed = Relayed { name: Arc::clone(name), payload, backlog, received: now, permit: None };
         if !self.router.send_relayed(Box::new(relayed)) {
             return;
@@ -321,12 +398,21 @@ impl Core {
         }
     }
 
+    fn has_room_for(&self, name: &str, epoch: u32) -> bool {
+        let Some(topic) = self.topics.get(name) else { return true };
+        let listed = |epoch| self.catalogue.streams(name).any(|listed| listed == epoch);
+        topic.streams.contains_key(&epoch)
+            || listed(epoch)
+            || topic.streams.keys().filter(|epoch| !listed(**epoch)).count() < UNLISTED_STREAMS_MAX
+    }
+
     /// Another server, or this one, has said something to all.
     pub fn heard(&mut self, bytes: &[u8], wire: &dyn Wire, now: Now) -> Vec<Told> {
         let envelope = match Envelope::decode(bytes) {
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::debug!(error = %error.escape_default(), "a message on the servers' topic is none");
+                self.counts.messages_refused += 1;
                 return Vec::new();
             }
         };
@@ -368,12 +454,16 @@ impl Core {
         for name in &changed {
             self.evaluate(name, wire, now);
             self.settle(name);
+            // Its topic brings the stream already, but nothing tells where that begins.
+            if self.topics.get(&**name).is_some_and(Topic::is_live) && !self.is_settled(name) {
+                self.ask.push(name.clone());
+            }
         }
         if let Some(revision) = followed
             && self.following.len() < FOLLOWING_MAX
         {
             self.following.push(Following { of: node, revision, names: changed.into_iter().collect() });
-            self.tell_followed(wire);
+            self.follow = true;
         }
         told
     }
@@ -429,20 +519,26 @@ impl Core {
 
     /// Messages of a name's topic may be lost, or of every topic that is not kept.
     pub fn doubt(&mut self, name: Option<&str>) {
-        let live = |(name, topic): (&Arc<str>, &Topic)| topic.live.then(|| (**name).into());
+        // One that was refused may be had with this connection.
+        let heard = |state| matches!(state, State::Live | State::Refused);
+        let name_of = |(name, topic): (&Arc<str>, &Topic)| heard(topic.state).then(|| (**name).into());
         match name {
-            Some(name) => self.ask.extend(self.topics.get_key_value(name).and_then(live)),
-            None => self.ask.extend(self.topics.iter().filter_map(live)),
+            Some(name) => self.ask.extend(self.topics.get_key_value(name).and_then(name_of)),
+            None => self.ask.extend(self.topics.iter().filter_map(name_of)),
         }
     }
 
-    /// Asks where streams stand whose topics are live since lately, and says so. To be called after whatever may have made them
-    /// so.
+    /// Asks where streams stand whose topics are live since lately, and then says which changes of others are followed: their
+    /// publishers begin when they hear of that, behind the answer. To be called after whatever another server or the broker has
+    /// said.
     pub fn ask_where(&mut self, wire: &dyn Wire) {
-        if self.ask.is_empty() {
-            return;
+        self.ask_about(wire);
+        if std::mem::take(&mut self.follow) {
+            self.tell_followed(wire);
         }
-        self.tell_followed(wire);
+    }
+
+    fn ask_about(&mut self, wire: &dyn Wire) {
         let ask = std::mem::take(&mut self.ask);
         for names in ask.chunks(CHANNELS_PER_MESSAGE) {
             let names = names.iter().filter(|name| self.catalogue.lists(name)).cloned().collect::<Vec<_>>();
@@ -460,13 +556,20 @@ impl Core {
             self.router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
             self.untold.pop_front();
         }
+        let mut late = false;
         while let Some((deadline, wait)) = self.deadlines.front().copied()
             && deadline <= now.at
         {
             self.deadlines.pop_front();
             if let Some(wait) = self.waits.remove(&wait) {
+                late = true;
                 self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
             }
+        }
+        if late {
+            // A topic that never comes must not remember all who ever waited for it.
+            let waits = &self.waits;
+            self.topics.values_mut().for_each(|topic| topic.waits.retain(|wait| waits.contains_key(wait)));
         }
     }
 
@@ -497,6 +600,14 @@ impl Core {
             }
             !unwanted
         });
+        // Who is not there any more is not waited for.
+        self.follow = true;
+        let full = self.topics.iter().filter(|(_, topic)| topic.state == State::Full);
+        let full: Vec<_> = full.map(|(name, _)| Arc::clone(name)).collect();
+        self.told_full &= !full.is_empty();
+        for name in full {
+            self.subscribe(&name, wire);
+        }
     }
 
     /// Says that somebody is shut out.
@@ -560,16 +671,36 @@ impl Core {
             Some(topic) => drop(topic.unwanted_since.get_or_insert(now.at)),
             None if wanted => {
                 self.topics.insert(name.into(), Topic::default());
-                wire.subscribe(name);
+                self.subscribe(name, wire);
             }
             None => {}
         }
     }
 
-    /// Whether everything that is published under a name from now on is handed out here.
+    fn subscribe(&mut self, name: &str, wire: &dyn Wire) {
+        let Some(topic) = self.topics.get_mut(name) else { return };
+        if wire.subscribe(name) {
+            topic.state = State::Asked;
+            return;
+        }
+        let is_new = std::mem::replace(&mut topic.state, State::Full) != State::Full;
+        if is_new {
+            self.note_refused(name);
+        }
+        if !std::mem::replace(&mut self.told_full, true) {
+            tracing::warn!(
+                topics = self.topics.len(),
+                "there is no room for more topics: what others publish under further names does not come; raise channel.channels_total_max"
+            );
+        }
+    }
+
+    /// Whether everything that is published under a name from now on is handed out here, or cannot be had.
     fn is_settled(&self, name: &str) -> bool {
-        self.topics.get(name).is_none_or(|topic| {
-            topic.live && self.catalogue.streams(name).all(|epoch| topic.streams.contains_key(&epoch))
+        self.topics.get(name).is_none_or(|topic| match topic.state {
+            State::Asked => false,
+            State::Live => self.catalogue.streams(name).all(|epoch| topic.streams.contains_key(&epoch)),
+            State::Refused | State::Full => true,
         })
     }
 
@@ -590,6 +721,69 @@ impl Core {
             {
                 self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    /// A broker that never answers.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Wire for Silent {
+        fn subscribe(&self, _: &str) -> bool {
+            true
+        }
+
+        fn unsubscribe(&self, _: &str) {}
+
+        fn say(&self, _: Vec<u8>) {}
+    }
+
+    #[derive(Debug)]
+    struct Everything;
+
+    impl crate::hub::router::Outlet for Everything {
+        fn node(&self) -> NodeId {
+            NodeId(1)
+        }
+
+        fn crosses(&self, _: &str) -> bool {
+            true
+        }
+
+        fn publish(&self, _: &str, _: relay::Payload) {}
+
+        fn want(&self, _: &Pattern, _: Waiter) {}
+
+        fn unwant(&self, _: &Pattern) {}
+
+        fn tell_opened(&self, _: Waiter) {}
+
+        fn note_changed(&self) {}
+
+        fn tell_revoked(&self, _: &Revoked, _: u64) {}
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_those_who_have_waited_in_vain() {
+        let (router, mut inboxes) = Router::new(1, 100);
+        router.set_outlet(Arc::new(Everything));
+        let mut core = Core::new(NodeId(1), router, false, &ChannelLimits::default());
+        let mut now = Clock::new().now();
+        core.connected(&Silent, now);
+        for wait in 0..100 {
+            core.want(Pattern::parse("a", 255).expect("a name"), Waiter { worker: 0, wait }, &Silent, now);
+            assert!(inboxes[0].try_recv().is_err(), "it waits");
+            now = now.plus(WAIT_MAX);
+            core.tick(now);
+            assert!(inboxes[0].try_recv().is_ok());
+            assert_eq!((core.waits.len(), core.deadlines.len()), (0, 0));
+            assert!(core.topics.values().all(|topic| topic.waits.is_empty()));
         }
     }
 }

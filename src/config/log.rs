@@ -65,11 +65,12 @@ impl LogFilter {
         &self.targets
     }
 
-    /// Everything at `info` and above.
+    /// Everything at `info` and above, but for what a library tells that the server tells in its own words.
     #[must_use]
-    pub fn info() -> Self {
-        let targets = Targets::new().with_default(tracing::Level::INFO);
-        Self { text: "info".to_owned(), targets }
+    pub fn usual() -> Self {
+        let targets =
+            Targets::new().with_default(tracing::Level::INFO).with_target("async_nats", tracing::Level::WARN);
+        Self { text: "info,async_nats=warn".to_owned(), targets }
     }
 }
 
@@ -120,6 +121,11 @@ mod tests {
         {
             assert_eq!(text.parse::<LogFilter>(), Err(LogFilterError), "{text:?}");
         }
-        assert_eq!("info".parse(), Ok(LogFilter::info()));
+        let usual = LogFilter::usual();
+        assert_eq!(usual.to_string().parse().as_ref(), Ok(&usual));
+        let targets = usual.targets();
+        assert!(targets.would_enable("tidewire::broker", &tracing::Level::INFO));
+        assert!(!targets.would_enable("async_nats::connector", &tracing::Level::INFO));
+        assert!(targets.would_enable("async_nats::connector", &tracing::Level::WARN));
     }
 }

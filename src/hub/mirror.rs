@@ -159,7 +159,9 @@ impl Hub {
     }
 
     fn relay_checked(&mut self, relayed: &Relayed, found: &mut Found, now: Now) {
-        let samples_max = self.config.inbound.message_samples_max.max(self.config.batch.frame_samples_max);
+        // A frame is sealed when it is full, by a message that may be full itself.
+        let (inbound, batch) = (&self.config.inbound, &self.config.batch);
+        let samples_max = batch.frame_samples_max.saturating_add(inbound.message_samples_max);
         let header = match relay::scan(&relayed.payload, samples_max, found) {
             Ok(header) => header,
             Err(error) => {
@@ -373,7 +375,9 @@ impl Hub {
 
     fn send_head(&self, channel: &Channel, now: Now) {
         if let Some(outlet) = self.router.outlet() {
-            let (info, next) = (channel.info(), channel.next_seq());
+            // What waits in a batch, which a long window makes later than a silence, is not lost if it is not there yet.
+            let sent = channel.head(crossing_class(&self.config));
+            let (info, next) = (channel.info(), sent.map_or(channel.next_seq(), |sent| sent + 1));
             let payload = relay::head_payload(outlet.node(), info.epoch, now.wall_ns, next);
             outlet.publish(&info.name, payload);
         }

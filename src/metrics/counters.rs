@@ -373,6 +373,8 @@ counters! {
     samples_relayed = "Samples of other servers that came from the broker.";
     samples_missed_from_broker = "Samples of other servers that did not come: found by their sequences.";
     relays_refused by RelayRefusal = "Messages on the topics of channels that were not handed on, by reason.";
+    node_messages_refused = "Messages on the topic that all servers read that were none.";
+    topics_refused = "Times that the topic of a channel could not be subscribed to: what other servers publish there does not come.";
     frames_delivered = "Frames that were handed to the kernel, once for each receiver.";
     samples_delivered = "Samples that were handed to the kernel, once for each receiver.";
     samples_dropped by DropReason = "Samples lost to a subscriber, by reason, once for each receiver.";

@@ -197,6 +197,8 @@ pub(crate) fn foreign_messages(kind: &'static Kind) -> String {
     stage.publish_locally(5, 10);
     let malformed = stage.other.refused("malformed");
     assert!(malformed >= 4.0, "{malformed}");
+    let on_nodes = || stage.other.metric("tidewire_node_messages_refused_total") == 5.0;
+    wait_for("what was no message of a server", || on_nodes().then_some(()));
     let outcome = stage.recover();
     format!("counted: {malformed} malformed, {refused} of 200 lives too many; {outcome}")
 }
