@@ -377,7 +377,7 @@ impl Hub {
         if let Some(outlet) = self.router.outlet() {
             // What waits in a batch, which a long window makes later than a silence, is not lost if it is not there yet.
             let sent = channel.head(crossing_class(&self.config));
-            let (info, next) = (channel.info(), sent.map_or(channel.next_seq(), |sent| sent + 1));
+            let (info, next) = (channel.info(), sent.map_or_else(|| channel.next_seq(), |sent| sent + 1));
             let payload = relay::head_payload(outlet.node(), info.epoch, now.wall_ns, next);
             outlet.publish(&info.name, payload);
         }
