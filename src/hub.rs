@@ -625,6 +625,9 @@ impl Hub {
     /// Seals everything, and tells every worker.
     fn drain(&mut self, now: Now) {
         self.draining = true;
+        if self.worker == 0 {
+            self.tell_nobody();
+        }
         self.seal_channels(now);
         self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));
         self.note_sealed(now);

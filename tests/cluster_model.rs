@@ -21,7 +21,7 @@ use tidewire::clock::{Clock, Now};
 use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
 use tidewire::config::Config;
 use tidewire::hub::Hub;
-use tidewire::hub::router::{Outlet, Router, ToWorker, Waiter};
+use tidewire::hub::router::{Outlet, PresenceAcross, Router, ToWorker, Waiter};
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::pattern::Pattern;
@@ -58,6 +58,7 @@ enum Said {
     Unwant(Pattern),
     Opened(Waiter),
     Changed,
+    Presence(PresenceAcross),
 }
 
 impl Outlet for Outgoing {
@@ -91,6 +92,10 @@ impl Outlet for Outgoing {
     }
 
     fn tell_revoked(&self, _: &Revoked, _: u64) {}
+
+    fn presence(&self, across: PresenceAcross) {
+        self.said.lock().unwrap().push_back(Said::Presence(across));
+    }
 }
 
 /// What a core asks of the broker.
@@ -291,6 +296,7 @@ impl World {
             Some(Said::Unwant(pattern)) => this.core.unwant(&pattern, &this.asked, now),
             Some(Said::Opened(waiter)) => this.core.open(waiter, &this.asked, now),
             Some(Said::Changed) => this.core.take_changes(&this.asked, now),
+            Some(Said::Presence(across)) => this.core.presence(across, now),
             None => moved |= self.take_event(node),
         }
         self.carry_asked(node);

@@ -14,13 +14,15 @@ use slab::Slab;
 
 use super::catalogue::{Catalogue, Outcome};
 use super::message::{CHANNELS_PER_MESSAGE, Envelope, Message};
+use super::presence::{Act, Presences, Refusals};
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::config::ChannelLimits;
 use crate::hub::directory::{ChannelInfo, Directory, MIRRORS_PER_NAME_MAX};
-use crate::hub::router::{Arrival, Relayed, Router, ToWorker, Waiter};
+use crate::hub::router::{AboutPresence, Arrival, PresenceAcross, Relayed, Router, ToWorker, Waiter};
 use crate::pattern::index::PatternIndex;
 use crate::pattern::{self, Pattern};
+use crate::presence::teller_of;
 use crate::wire::relay::{self, NodeId};
 
 /// The longest that a `subscribe` waits for other servers. With a broker that answers it takes some round trips; with one that
@@ -81,6 +83,7 @@ pub struct Core {
     untold: VecDeque<Untold>,
     /// Topics that are live since lately: their publishers are asked where their streams stand.
     ask: Vec<Box<str>>,
+    presences: Presences,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +150,7 @@ impl Core {
             following: Vec::new(),
             untold: VecDeque::new(),
             ask: Vec::new(),
+            presences: Presences::new(node, limits.channel_name_bytes_max),
         }
     }
 
@@ -249,6 +253,7 @@ impl Core {
         self.up = true;
         self.connects += 1;
         self.hello(wire, now);
+        self.presences.connected(now.at);
         // Whatever was said while there was no connection, here or there, may be lost.
         self.doubt(None);
     }
@@ -267,6 +272,7 @@ impl Core {
             self.router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
         }
         self.following.clear();
+        self.presences.disconnected();
     }
 
     /// The topic of a name is live, and this is what the broker keeps of it.
@@ -352,14 +358,30 @@ impl Core {
             | Message::Listing { .. }
             | Message::Hello { .. }
             | Message::List { .. }
-            | Message::Seen { .. } => {}
+            | Message::Seen { .. }
+            | Message::Who { .. }
+            | Message::Present { .. }
+            | Message::Nobody {} => {}
         }
+        // To the catalogue it is a sign of life.
+        let (message, about_presence) = match message {
+            Message::Who { .. } | Message::Present { .. } | Message::Nobody {} => {
+                (Message::Nobody {}, Some(message))
+            }
+            message => (message, None),
+        };
         let message = self.with_sound_names(message);
         let Outcome { new, ask, doubt, changed, followed } = self.catalogue.handle(node, message, now.at);
         if new {
             tracing::info!(%node, "another server is there");
             told.push(Told::NewServer);
             self.hello(wire, now);
+            self.presences.note_new_peer();
+        }
+        if let Some(message) = about_presence
+            && self.catalogue.knows(node)
+        {
+            self.hear_presence(node, message, now);
         }
         if ask {
             self.say(Message::List { of: node }, wire);
@@ -376,6 +398,47 @@ impl Core {
             self.tell_followed(wire);
         }
         told
+    }
+
+    fn hear_presence(&mut self, node: NodeId, message: Message, now: Now) {
+        match message {
+            Message::Who { number, ask, keep } => {
+                let outlet = self.router.outlet();
+                let crosses = |name: &str| outlet.is_some_and(|outlet| outlet.crosses(name));
+                self.presences.heard_who((node, number), (&ask, &keep), crosses, now.at);
+            }
+            Message::Present { number, channels } => self.presences.heard_present(node, number, channels),
+            Message::Nobody {} => self.presences.heard_nobody(node),
+            _ => {}
+        }
+    }
+
+    /// The hubs ask, or tell, who is on channels.
+    pub fn presence(&mut self, across: PresenceAcross, now: Now) {
+        match across {
+            PresenceAcross::Ask(name) => self.presences.ask(&name, self.catalogue.nodes(), now.at),
+            PresenceAcross::Watch(name) => self.presences.watch(&name, now.at),
+            PresenceAcross::Unwatch(name) => self.presences.unwatch(&name),
+            PresenceAcross::Said(name, part) => self.presences.note_here(name, part),
+            PresenceAcross::Changed(name, under_way) => {
+                drop(under_way);
+                self.presences.note_changed(&name);
+            }
+            PresenceAcross::Nobody => self.presences.end(),
+        }
+    }
+
+    /// Says, here and to others, what follows of all that about who is on channels. To be called after whatever may have made
+    /// that more.
+    pub fn tell_presence(&mut self, wire: &dyn Wire, now: Now) {
+        for act in self.presences.take_acts(now.at) {
+            match act {
+                Act::Say(message) => self.say(message, wire),
+                Act::Tell(name, about) => {
+                    self.router.send(self.router.home_of(&teller_of(&name)), ToWorker::Presence(about));
+                }
+            }
+        }
     }
 
     /// What another server may have made up is no name of a channel.
@@ -468,6 +531,7 @@ impl Core {
                 self.router.pass_on(Arrival { passed: 0, waiter: wait.waiter });
             }
         }
+        self.presences.tick(now.at);
     }
 
     /// Work that is due each second: a sign of life, and what has ended.
@@ -497,6 +561,13 @@ impl Core {
             }
             !unwanted
         });
+        let catalogue = &self.catalogue;
+        let refusals = self.presences.second(|node| catalogue.knows(node), now.at);
+        if refusals != Refusals::default() {
+            // The metrics are the workers'; one counts for all.
+            let Refusals { malformed, full } = refusals;
+            self.router.send(0, ToWorker::Presence(AboutPresence::Refused { malformed, full }));
+        }
     }
 
     /// Says that somebody is shut out.
