@@ -277,10 +277,8 @@ impl Presences {
     /// The broker is gone: nobody waits for it. What is known of others stays until they are given up.
     pub fn disconnected(&mut self) {
         self.up = None;
+        // Whoever has asked still misses somebody.
         for name in self.requested() {
-            if let Some(request) = self.interests.get_mut(&name).and_then(|it| it.request.as_mut()) {
-                request.partial = true;
-            }
             self.settle(&name);
         }
         for (name, _) in std::mem::take(&mut self.ready) {
