@@ -6,8 +6,7 @@
 //! other (`cluster/message.rs`).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -16,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 use crate::auth::revocations::Revoked;
 use crate::broker::{Broker, BrokerSettings, Event, Events, Keep, Outgoing, Topic};
 use crate::clock::{Clock, Now};
-use crate::hub::router::{Outlet, ToWorker, Waiter};
+use crate::hub::router::{Outlet, PresenceAcross, ToWorker, Waiter};
 use crate::pattern::Pattern;
 use crate::wire::relay::{NodeId, Payload};
 use crate::worker::Shared;
@@ -24,8 +23,9 @@ use crate::worker::Shared;
 pub mod catalogue;
 pub mod core;
 pub mod message;
+pub mod presence;
 
-use self::core::{Core, Counts, Told, Wire};
+use self::core::{Core, Told, Wire};
 
 /// What stands before a channel's name in its topic.
 const CHANNEL_TOPICS: &str = "c.";
@@ -39,7 +39,8 @@ const EVENTS_PER_TURN: usize = 256;
 /// Time between two looks at who waits too long.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Requests on their way: each stands for a subscription of a connection, which limits bound.
+/// Requests on their way: each stands for a subscription or a request of a connection, which limits bound, or for what a worker
+/// says once a tick at the most.
 const REQUESTS_MAX: usize = tokio::sync::Semaphore::MAX_PERMITS >> 8;
 
 /// Why there is no broker after the end of its thread.
@@ -62,6 +63,7 @@ enum Request {
     Unwant(Pattern),
     Opened(Waiter),
     Revoked(Revoked, u64),
+    Presence(PresenceAcross),
 }
 
 /// What [`run`] needs.
@@ -139,6 +141,10 @@ impl Outlet for Port {
     fn tell_revoked(&self, revoked: &Revoked, issued_s: u64) {
         self.ask(Request::Revoked(revoked.clone(), issued_s));
     }
+
+    fn presence(&self, across: PresenceAcross) {
+        self.ask(Request::Presence(across));
+    }
 }
 
 impl Port {
@@ -213,6 +219,7 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
                     Some(Request::Unwant(pattern)) => core.unwant(&pattern, &*broker, now),
                     Some(Request::Opened(waiter)) => core.open(waiter, &*broker, now),
                     Some(Request::Revoked(revoked, issued_s)) => core.tell_revoked(revoked, issued_s, &*broker),
+                    Some(Request::Presence(across)) => core.presence(across, now),
                     None => return,
                 }
             }
@@ -228,10 +235,8 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
             }
         }
         core.ask_where(&*broker);
-        let Counts { topics_refused, streams_refused, messages_refused } = core.counts();
-        shared.streams_refused.store(streams_refused, Ordering::Relaxed);
-        shared.topics_refused.store(topics_refused, Ordering::Relaxed);
-        shared.node_messages_refused.store(messages_refused, Ordering::Relaxed);
+        core.tell_presence(&*broker, clock.now());
+        shared.cluster_counters.lock().unwrap_or_else(PoisonError::into_inner).clone_from(core.counters());
     }
 }
 

@@ -648,6 +648,9 @@ impl Hub {
     /// true now.
     fn drain(&mut self, now: Now) {
         self.draining = true;
+        if self.worker == 0 {
+            self.tell_nobody();
+        }
         self.seal_channels(now);
         self.ack_all_accepted();
         self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));

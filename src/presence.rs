@@ -42,11 +42,38 @@ pub fn valid_teller_of(name: &str, bytes_max: usize) -> Option<String> {
 pub struct Part {
     /// Connections.
     pub count: usize,
-    /// All of them in order, unless they are more than [`PRESENCE_MEMBERS_MAX`].
+    /// All of them in order, unless they are more than [`PRESENCE_MEMBERS_MAX`], or somebody has not said who they are.
     pub members: Option<Vec<Present>>,
 }
 
 impl Part {
+    /// Of a channel that nobody receives.
+    #[must_use]
+    pub const fn nobody() -> Self {
+        Self { count: 0, members: Some(Vec::new()) }
+    }
+
+    /// Several together, which have no connection in common.
+    #[must_use]
+    pub fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        Self::sum_up_to(PRESENCE_MEMBERS_MAX, parts)
+    }
+
+    fn sum_up_to<'a>(most: usize, parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut total = Self::nobody();
+        for part in parts {
+            total.count = total.count.saturating_add(part.count);
+            match (&mut total.members, &part.members) {
+                (Some(all), Some(members)) if total.count <= most => all.extend_from_slice(members),
+                (all, _) => *all = None,
+            }
+        }
+        if let Some(members) = &mut total.members {
+            members.sort_unstable();
+        }
+        total
+    }
+
     /// So many, and who they are, each once.
     #[must_use]
     pub fn of(count: usize, members: impl Iterator<Item = Present>) -> Self {
@@ -103,8 +130,10 @@ enum Told {
 /// The roll of a channel: what its sources say, and what of it was told.
 #[derive(Debug)]
 pub struct Roll {
-    /// One for each source, once it has said something.
+    /// One for each source here, once it has said something.
     parts: Vec<Option<Part>>,
+    /// Who is on the channel on other servers, as far as is known.
+    elsewhere: Part,
     members_max: usize,
     told: Told,
     counted_at: Option<Instant>,
@@ -117,41 +146,52 @@ impl Roll {
         Self::up_to(PRESENCE_MEMBERS_MAX, sources)
     }
 
-    /// Nobody is told to be there: those who knew have gone, and others begin to watch. What the sources said stays.
+    /// Nobody is told to be there: those who knew have gone, and others begin to watch. What the sources here said
+    /// stays; other servers are asked anew.
     pub fn forget_told(&mut self) {
         self.told = Told::Members(Vec::new());
         self.counted_at = None;
+        self.elsewhere = Part::nobody();
     }
 
     fn up_to(members_max: usize, sources: usize) -> Self {
-        Self { parts: vec![None; sources], members_max, told: Told::Members(Vec::new()), counted_at: None }
-    }
-
-    /// What a source says now.
-    pub fn note(&mut self, source: usize, part: Part) {
-        if let Some(place) = self.parts.get_mut(source) {
-            *place = Some(part);
+        Self {
+            parts: vec![None; sources],
+            elsewhere: Part::nobody(),
+            members_max,
+            told: Told::Members(Vec::new()),
+            counted_at: None,
         }
     }
 
-    /// All sources together, once each has said something.
+    /// What a source here says now. Returns whether that is another thing than before; the first is not.
+    pub fn note(&mut self, source: usize, part: Part) -> bool {
+        let Some(place) = self.parts.get_mut(source) else { return false };
+        let differs = place.as_ref().is_some_and(|before| *before != part);
+        *place = Some(part);
+        differs
+    }
+
+    /// What other servers say now, all of them together.
+    pub fn note_elsewhere(&mut self, part: Part) {
+        self.elsewhere = part;
+    }
+
+    /// All sources here together, once each has said something.
+    #[must_use]
+    pub fn here(&self) -> Option<Part> {
+        self.sum([])
+    }
+
+    /// The same with other servers.
     #[must_use]
     pub fn total(&self) -> Option<Part> {
-        let mut total = Part { count: 0, members: Some(Vec::new()) };
-        for part in &self.parts {
-            let part = part.as_ref()?;
-            total.count += part.count;
-            match (&mut total.members, &part.members) {
-                (Some(all), Some(members)) if total.count <= self.members_max => {
-                    all.extend_from_slice(members);
-                }
-                (all, _) => *all = None,
-            }
-        }
-        if let Some(members) = &mut total.members {
-            members.sort_unstable();
-        }
-        Some(total)
+        self.sum([&self.elsewhere])
+    }
+
+    fn sum<'a>(&'a self, more: impl IntoIterator<Item = &'a Part>) -> Option<Part> {
+        let parts: Vec<&Part> = self.parts.iter().map(Option::as_ref).collect::<Option<_>>()?;
+        Some(Part::sum_up_to(self.members_max, parts.into_iter().chain(more)))
     }
 
     /// What an answer may say to those who watch: there is no list while they wait for a count, which would make it void, or might
@@ -209,10 +249,12 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    use crate::wire::relay::NodeId;
+
     const MOST: usize = 4;
 
     fn present(connection: u64) -> Present {
-        Present { connection, user: connection.is_multiple_of(2).then(|| "alice".into()) }
+        Present { server: None, connection, user: connection.is_multiple_of(2).then(|| "alice".into()) }
     }
 
     fn part(connections: &BTreeSet<u64>) -> Part {
@@ -240,6 +282,13 @@ mod tests {
                 r#"{"event":"join","connection":2,"user":"alice","count":1}"#,
             ),
             (Change::Leave { who: &present(3), count: 0 }, r#"{"event":"leave","connection":3,"count":0}"#),
+            (
+                Change::Join {
+                    who: &Present { server: Some(NodeId(0xabc)), connection: 2, user: None },
+                    count: 2,
+                },
+                r#"{"event":"join","server":"0000000000000abc","connection":2,"count":2}"#,
+            ),
             (Change::Count { count: 500 }, r#"{"event":"count","count":500}"#),
         ];
         for (change, text) in texts {
@@ -304,18 +353,27 @@ mod tests {
         ]
     }
 
+    /// The last of three sources stands for other servers.
+    fn note(roll: &mut Roll, source: usize, connections: &BTreeSet<u64>) {
+        if source == 2 {
+            roll.note_elsewhere(part(connections));
+        } else {
+            roll.note(source, part(connections));
+        }
+    }
+
     proptest! {
         /// Whoever has a list at some moment, and follows the changes after it, has the list of every later moment, or knows that it
         /// has none.
         #[test]
         fn a_list_and_the_changes_after_it_are_the_list_of_later(steps in prop::collection::vec(step(), 1..120)) {
             let mut now = Instant::now();
-            let mut roll = Roll::up_to(MOST, 3);
+            let mut roll = Roll::up_to(MOST, 2);
             let mut there = vec![BTreeSet::new(); 3];
             let mut said = there.clone();
             let mut follower = Follower { members: Some(BTreeSet::new()), ..Follower::default() };
             for (source, connections) in there.iter().enumerate() {
-                roll.note(source, part(connections));
+                note(&mut roll, source, connections);
             }
             let mut settle = steps;
             settle.extend((0..3).map(|source| Step::Say { source }));
@@ -330,7 +388,7 @@ mod tests {
                     }
                     Step::Say { source } => {
                         said[source].clone_from(&there[source]);
-                        roll.note(source, part(&there[source]));
+                        note(&mut roll, source, &there[source]);
                     }
                     Step::Pass { ms } => now += Duration::from_millis(ms),
                     Step::Ask => asks = true,
@@ -359,6 +417,31 @@ mod tests {
             }
             prop_assert!(follower.counts.windows(2).all(|two| two[1] - two[0] >= COUNT_INTERVAL));
         }
+    }
+
+    #[test]
+    fn what_other_servers_say_is_in_the_total_and_not_in_what_is_here() {
+        let mut roll = Roll::new(1);
+        let part = |server, connections: std::ops::Range<u64>| {
+            let members = connections.map(|connection| Present { server, connection, user: None });
+            Part::of(members.clone().count(), members)
+        };
+        roll.note_elsewhere(part(Some(NodeId(9)), 1..3));
+        assert_eq!((roll.here(), roll.total()), (None, None), "nobody here has said anything");
+        assert!(!roll.note(0, part(None, 1..2)), "the first is no change");
+        assert!(!roll.note(0, part(None, 1..2)));
+        assert_eq!(roll.here(), Some(part(None, 1..2)));
+        let total = roll.total().expect("all have said something");
+        // One number on two servers is two connections; those here come first.
+        let all: Vec<_> = total.members.iter().flatten().map(|who| (who.server, who.connection)).collect();
+        assert_eq!(all, [(None, 1), (Some(NodeId(9)), 1), (Some(NodeId(9)), 2)]);
+        roll.note_elsewhere(Part { count: 2, members: None });
+        assert_eq!(roll.total(), Some(Part { count: 3, members: None }), "few, but nobody says who");
+        roll.note_elsewhere(Part { count: usize::MAX, members: None });
+        assert_eq!(roll.total().map(|part| part.count), Some(usize::MAX));
+        assert!(roll.note(0, part(None, 1..1)));
+        roll.forget_told();
+        assert_eq!(roll.total(), Some(Part::nobody()));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::hub::Hub;
 use crate::hub::router::Router;
 use crate::keepalive::{Due, Keepalive};
-use crate::metrics::WorkerMetrics;
 use crate::metrics::latency::LatencyLog;
+use crate::metrics::{Counters, WorkerMetrics};
 use crate::outbox::handle::OutboxHandle;
 use crate::outbox::ready::{Place, ReadyList};
 use crate::readiness::Readiness;
@@ -60,12 +60,6 @@ pub struct Shared {
     pub readiness: Readiness,
     /// Upgraded connections.
     pub connections: AtomicUsize,
-    /// Topics of channels that could not be subscribed to at the broker.
-    pub topics_refused: AtomicU64,
-    /// Frames of streams that are too many, and that no server says it publishes.
-    pub streams_refused: AtomicU64,
-    /// What came on the topic that all servers read, and was no message.
-    pub node_messages_refused: AtomicU64,
     next_connection: AtomicU64,
     /// What each address has open; only accepts, handshakes and ends of connections take its lock.
     pub door: Door,
@@ -74,6 +68,8 @@ pub struct Shared {
     pub exports: Semaphore,
     /// Buffers for copies of workers' metrics, as many as [`EXPORTS_MAX`] exports need; only they take this lock.
     pub metrics_buffers: std::sync::Mutex<Vec<Box<WorkerMetrics>>>,
+    /// What is counted of other servers outside the workers; only that task and the exports take this lock.
+    pub cluster_counters: std::sync::Mutex<Counters>,
     /// The intervals of `/api/latency.hlog`; only the exports take this lock.
     pub latency_log: std::sync::Mutex<LatencyLog>,
 }
@@ -92,13 +88,11 @@ impl Shared {
             started: clock.now().at,
             readiness: Readiness::default(),
             connections: AtomicUsize::new(0),
-            topics_refused: AtomicU64::new(0),
-            streams_refused: AtomicU64::new(0),
-            node_messages_refused: AtomicU64::new(0),
             next_connection: AtomicU64::new(1),
             door,
             exports: Semaphore::new(EXPORTS_MAX),
             metrics_buffers: std::sync::Mutex::new(Vec::new()),
+            cluster_counters: std::sync::Mutex::default(),
             latency_log: std::sync::Mutex::new(LatencyLog::new(clock.now())),
         }
     }

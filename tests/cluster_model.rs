@@ -21,7 +21,8 @@ use tidewire::clock::{Clock, Now};
 use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
 use tidewire::config::Config;
 use tidewire::hub::Hub;
-use tidewire::hub::router::{Outlet, Router, ToWorker, Waiter};
+use tidewire::hub::router::{Outlet, PresenceAcross, Router, ToWorker, Waiter};
+use tidewire::metrics::RelayRefusal;
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::pattern::Pattern;
@@ -61,6 +62,7 @@ enum Said {
     Unwant(Pattern),
     Opened(Waiter),
     Changed,
+    Presence(PresenceAcross),
 }
 
 impl Outlet for Outgoing {
@@ -94,6 +96,10 @@ impl Outlet for Outgoing {
     }
 
     fn tell_revoked(&self, _: &Revoked, _: u64) {}
+
+    fn presence(&self, across: PresenceAcross) {
+        self.said.lock().unwrap().push_back(Said::Presence(across));
+    }
 }
 
 /// What a core asks of the broker.
@@ -323,6 +329,7 @@ impl World {
             Some(Said::Unwant(pattern)) => this.core.unwant(&pattern, &this.asked, now),
             Some(Said::Opened(waiter)) => this.core.open(waiter, &this.asked, now),
             Some(Said::Changed) => this.core.take_changes(&this.asked, now),
+            Some(Said::Presence(across)) => this.core.presence(across, now),
             None => moved |= self.take_event(node),
         }
         self.carry_asked(node);
@@ -740,7 +747,7 @@ fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
             world.nodes[1].hubs[0].sweep(world.now);
         }
     }
-    assert!(world.nodes[1].core.counts().streams_refused > 1_000);
+    assert!(world.nodes[1].core.counters().relays_refused[RelayRefusal::Full] > 1_000);
     world.advertise(0, "a.x");
     world.publish(0, "a.x", 5);
     world.settle();
@@ -752,13 +759,13 @@ fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
 fn what_is_no_message_of_a_server_is_counted() {
     let mut world = World::new(2, 1, 7);
     world.settle();
-    assert_eq!(world.nodes[0].core.counts().messages_refused, 0);
+    assert_eq!(world.nodes[0].core.counters().node_messages_refused, 0);
     for junk in [&b""[..], b"\xff", b"{}", br#"{"node":"0","type":"list","of":"1"}"#] {
         world.carry(NODES, &Bytes::copy_from_slice(junk));
     }
     world.settle();
     for node in &world.nodes {
-        assert_eq!(node.core.counts().messages_refused, 4);
+        assert_eq!(node.core.counters().node_messages_refused, 4);
     }
 }
 
@@ -779,7 +786,7 @@ fn a_topic_that_cannot_be_had_holds_nobody_up() {
                 "no time has passed, so nobody may have to wait for it"
             );
         }
-        assert_eq!(world.nodes[1].core.counts().topics_refused, 1);
+        assert_eq!(world.nodes[1].core.counters().topics_refused, 1);
         world.advertise(0, "a.x");
         world.publish(0, "a.x", 5);
         world.settle();

@@ -1,27 +1,30 @@
 //! Who is on a channel, against what each connection was told that it receives: seeded random operations on real hubs, alone and
-//! in threes, whose inboxes are pumped in random turns. Everybody may watch, and follows the rule of docs/PROTOCOL.md with nothing
+//! in threes, whose inboxes are pumped in random turns, on one server or on one of several, whose others are simulated. Everybody may watch, and follows the rule of docs/PROTOCOL.md with nothing
 //! but what it was sent; a watcher that comes to a list that cannot be is a failure at once.
 //!
 //! `TIDEWIRE_MODEL_CASES` sets how many cases run, `TIDEWIRE_MODEL_SEED` with which seed the first one begins.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use tidewire::auth::revocations::Revoked;
 use tidewire::clock::{Clock, Now};
 use tidewire::config::{Config, PRESENCE_MEMBERS_MAX};
 use tidewire::hub::Hub;
-use tidewire::hub::router::{Router, ToWorker};
+use tidewire::hub::router::{AboutPresence, Arrival, Outlet, PresenceAcross, Router, ToWorker, Waiter};
 use tidewire::outbox::Take;
 use tidewire::outbox::handle::OutboxHandle;
 use tidewire::pattern::Pattern;
+use tidewire::presence::{Part, teller_of};
 use tidewire::session::DeliveryOptions;
 use tidewire::wire::Codec;
-use tidewire::wire::control::Policy;
+use tidewire::wire::control::{Policy, Present};
+use tidewire::wire::relay::{NodeId, Payload};
 use tokio::sync::mpsc;
 
 mod model;
@@ -49,6 +52,77 @@ const PATTERNS: [&str; 12] = [
     "$presence.>",
 ];
 
+/// A connection: its server, nothing for the one that is asked, and its number there.
+type Who = (String, u64);
+
+fn who(value: &Json) -> Who {
+    (value["server"].as_str().unwrap_or_default().to_owned(), number(&value["connection"]))
+}
+
+/// The way to other servers, and what those know and want.
+#[derive(Debug, Default)]
+struct Across {
+    said: Mutex<VecDeque<ToOthers>>,
+}
+
+#[derive(Debug)]
+enum ToOthers {
+    /// Nobody else publishes anything: whoever waits need not.
+    Arrived(Waiter),
+    Presence(PresenceAcross),
+}
+
+impl Across {
+    fn push(&self, message: ToOthers) {
+        self.said.lock().unwrap().push_back(message);
+    }
+}
+
+impl Outlet for Across {
+    fn node(&self) -> NodeId {
+        NodeId(1)
+    }
+
+    fn crosses(&self, name: &str) -> bool {
+        !name.starts_with('$')
+    }
+
+    fn publish(&self, _: &str, _: Payload) {}
+
+    fn want(&self, _: &Pattern, waiter: Waiter) {
+        self.push(ToOthers::Arrived(waiter));
+    }
+
+    fn unwant(&self, _: &Pattern) {}
+
+    fn tell_opened(&self, waiter: Waiter) {
+        self.push(ToOthers::Arrived(waiter));
+    }
+
+    fn note_changed(&self) {}
+
+    fn tell_revoked(&self, _: &Revoked, _: u64) {}
+
+    fn presence(&self, across: PresenceAcross) {
+        self.push(ToOthers::Presence(across));
+    }
+}
+
+/// Other servers, as far as one name goes.
+#[derive(Debug, Default)]
+struct Others {
+    there: BTreeSet<(u64, u64)>,
+    /// This server wants to hear of changes, and has asked.
+    watched: bool,
+    asked: bool,
+    /// They want to hear of changes, wait for an answer, and know this.
+    lent: bool,
+    asking: bool,
+    /// They ask again after that: what they are told first may be from before they wanted to hear of changes.
+    again: bool,
+    known: Option<(usize, BTreeSet<u64>)>,
+}
+
 /// What a watcher makes of `$presence.NAME`.
 #[derive(Debug)]
 struct Follower {
@@ -56,7 +130,7 @@ struct Follower {
     /// The events that it has heard.
     events: BTreeMap<u64, Json>,
     /// The connections, as of a sequence.
-    list: Option<(u64, BTreeSet<u64>)>,
+    list: Option<(u64, BTreeSet<Who>)>,
     /// It has asked since it was told of the channel: an answer to an older question may be from before that.
     asks: bool,
 }
@@ -70,8 +144,7 @@ impl Follower {
         self.list = None;
         let Some(members) = answer.get("members") else { return };
         assert_eq!(answer["epoch"], self.epoch, "{answer}");
-        let members: BTreeSet<u64> =
-            members.as_array().unwrap().iter().map(|member| number(&member["connection"])).collect();
+        let members: BTreeSet<Who> = members.as_array().unwrap().iter().map(who).collect();
         assert_eq!(members.len() as u64, number(&answer["count"]), "{answer}: each once");
         self.list = Some((number(&answer["seq"]), members));
         self.advance();
@@ -91,8 +164,8 @@ impl Follower {
                 return;
             }
             let changed = match kind {
-                "join" => members.insert(number(&event["connection"])),
-                "leave" => members.remove(&number(&event["connection"])),
+                "join" => members.insert(who(event)),
+                "leave" => members.remove(&who(event)),
                 other => panic!("{other}: {event}"),
             };
             assert!(changed, "{event} changes nothing in {members:?}");
@@ -125,6 +198,9 @@ struct World {
     next_connection: u64,
     /// Names of channels that there are.
     opened: BTreeSet<String>,
+    router: Arc<Router>,
+    across: Option<Arc<Across>>,
+    others: BTreeMap<&'static str, Others>,
 }
 
 fn delivery() -> DeliveryOptions {
@@ -150,6 +226,123 @@ impl World {
             connections: Vec::new(),
             next_connection: 1,
             opened: BTreeSet::new(),
+            router,
+            across: None,
+            others: BTreeMap::new(),
+        }
+    }
+
+    /// One server of several.
+    fn of_several(workers: usize) -> Self {
+        let mut world = Self::new(workers);
+        let across = Arc::new(Across::default());
+        let outlet: Arc<dyn Outlet> = across.clone();
+        world.router.set_outlet(outlet);
+        world.across = Some(across);
+        world.others = NAMES.map(|name| (name, Others::default())).into();
+        world
+    }
+
+    fn tell_home(&self, name: &str, about: AboutPresence) {
+        self.router.send(self.router.home_of(&teller_of(name)), ToWorker::Presence(about));
+    }
+
+    /// What other servers know of a name, and the answer if there is a question.
+    fn tell_elsewhere(&self, name: &str, partial: Option<bool>) {
+        let there = &self.others[name].there;
+        let present = |(server, connection): &(u64, u64)| Present {
+            server: Some(NodeId(*server)),
+            connection: *connection,
+            user: None,
+        };
+        let part = Part::of(there.len(), there.iter().map(present));
+        self.tell_home(
+            name,
+            AboutPresence::Elsewhere { name: name.into(), part, partial, under_way: Arc::default() },
+        );
+    }
+
+    /// Other servers take the next that they are told.
+    fn pump_across(&mut self) -> bool {
+        let message = self.across.as_ref().and_then(|across| across.said.lock().unwrap().pop_front());
+        let across = match message {
+            None => return false,
+            Some(ToOthers::Arrived(waiter)) => {
+                self.router.pass_on(Arrival { passed: 0, waiter });
+                return true;
+            }
+            Some(ToOthers::Presence(across)) => across,
+        };
+        match across {
+            PresenceAcross::Ask(name) => {
+                let others = self.others.get_mut(&*name).unwrap();
+                assert!(!std::mem::replace(&mut others.asked, true), "{name}: one question at a time");
+            }
+            PresenceAcross::Watch(name) => {
+                self.others.get_mut(&*name).unwrap().watched = true;
+                self.tell_elsewhere(&name, None);
+            }
+            PresenceAcross::Unwatch(name) => self.others.get_mut(&*name).unwrap().watched = false,
+            PresenceAcross::Said(name, part) => {
+                let others = self.others.get_mut(&*name).unwrap();
+                assert!(std::mem::take(&mut others.asking), "{name}: nobody has asked");
+                let members = part.members.iter().flatten();
+                assert!(members.clone().all(|who| who.server.is_none()), "{part:?}");
+                others.known = Some((part.count, members.map(|who| who.connection).collect()));
+                if std::mem::take(&mut others.again) {
+                    others.known = None;
+                    self.ask_here(&name);
+                }
+            }
+            PresenceAcross::Changed(name, under_way) => {
+                drop(under_way);
+                self.others.get_mut(&*name).unwrap().known = None;
+            }
+            PresenceAcross::Nobody => panic!("this server does not end"),
+        }
+        true
+    }
+
+    /// The other servers do something.
+    fn step_across(&mut self, name: &'static str, random: &mut fastrand::Rng) {
+        let Some(others) = self.others.get_mut(name) else { return };
+        match random.u8(..10) {
+            0..4 => {
+                let who = (random.u64(2..4), random.u64(1..4));
+                if !others.there.remove(&who) {
+                    others.there.insert(who);
+                }
+                if others.watched {
+                    self.tell_elsewhere(name, None);
+                }
+            }
+            4 => {
+                others.there = if others.there.len() > 10 {
+                    BTreeSet::new()
+                } else {
+                    (0..PRESENCE_MEMBERS_MAX as u64 + 1).map(|connection| (9, connection)).collect()
+                };
+                if others.watched {
+                    self.tell_elsewhere(name, None);
+                }
+            }
+            5..7 if std::mem::take(&mut others.asked) => self.tell_elsewhere(name, Some(random.bool())),
+            7 => {
+                others.lent = !others.lent;
+                others.known = None;
+                others.again = others.asking;
+                let any = others.lent;
+                self.tell_home(name, AboutPresence::Lend { name: name.into(), any });
+                self.ask_here(name);
+            }
+            _ => self.ask_here(name),
+        }
+    }
+
+    /// Other servers ask about this one, unless they are being answered.
+    fn ask_here(&mut self, name: &str) {
+        if !std::mem::replace(&mut self.others.get_mut(name).unwrap().asking, true) {
+            self.tell_home(name, AboutPresence::AskForServers { name: name.into() });
         }
     }
 
@@ -234,7 +427,18 @@ impl World {
     /// Nothing is under way any more, and a second has passed for counts that wait.
     fn settle(&mut self) {
         for _ in 0..25 {
-            while (0..self.hubs.len()).any(|worker| self.pump(worker)) {}
+            loop {
+                let moved = (0..self.hubs.len()).any(|worker| self.pump(worker)) || self.pump_across();
+                let asked = self
+                    .others
+                    .iter_mut()
+                    .filter_map(|(name, others)| std::mem::take(&mut others.asked).then_some(*name));
+                let asked: Vec<_> = asked.collect();
+                asked.iter().for_each(|name| self.tell_elsewhere(name, Some(false)));
+                if !moved && asked.is_empty() {
+                    break;
+                }
+            }
             self.now = self.now.plus(Duration::from_millis(100));
             for worker in 0..self.hubs.len() {
                 self.hubs[worker].tick(self.now);
@@ -247,9 +451,29 @@ impl World {
     }
 
     /// Who receives a channel, by what each was told.
-    fn on(&self, name: &str) -> BTreeSet<u64> {
+    fn on(&self, name: &str) -> BTreeSet<Who> {
+        let here = self.here(name).into_iter().map(|connection| (String::new(), connection));
+        let there = self.others.get(name).into_iter().flat_map(|others| &others.there);
+        here.chain(there.map(|(server, connection)| (NodeId(*server).to_string(), *connection))).collect()
+    }
+
+    /// The same without those of other servers.
+    fn here(&self, name: &str) -> BTreeSet<u64> {
         let receives = |c: &&Connection| c.receives.values().any(|received| received == name);
         self.connections.iter().filter(receives).map(|connection| connection.id).collect()
+    }
+
+    /// Other servers know who is here, or know that they do not.
+    fn check_lent(&self, name: &str) {
+        let Some(others) = self.others.get(name) else { return };
+        assert!(!others.asking, "{name}: a question without an answer");
+        if let Some((count, members)) = &others.known
+            && others.lent
+        {
+            let here = self.here(name);
+            let said = (here.len(), if here.len() > PRESENCE_MEMBERS_MAX { BTreeSet::new() } else { here });
+            assert_eq!((*count, members.clone()), said, "{name}: they were not told");
+        }
     }
 
     /// Everybody who watches has the list, or knows that there are too many, and so does who asks.
@@ -273,10 +497,11 @@ impl World {
             assert_eq!(number(&answer["count"]), on.len() as u64, "{answer}");
             assert_eq!(answer.get("members").is_some(), on.len() <= PRESENCE_MEMBERS_MAX, "{answer}");
             if let Some(members) = answer.get("members") {
-                let members: Vec<_> =
-                    members.as_array().unwrap().iter().map(|it| number(&it["connection"])).collect();
-                assert_eq!(members, on.iter().copied().collect::<Vec<_>>(), "{name}");
+                let members: Vec<_> = members.as_array().unwrap().iter().map(who).collect();
+                assert_eq!(members, on.iter().cloned().collect::<Vec<_>>(), "{name}");
             }
+            assert_eq!(answer.get("partial"), None, "{answer}");
+            self.check_lent(name);
             for connection in &self.connections {
                 let teller = format!("$presence.{name}");
                 let watches = connection.subscribed.iter().any(|text| {
@@ -380,7 +605,8 @@ impl Connection {
 /// One case.
 fn run(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut world = World::new([1, 2, 3][random.usize(..3)]);
+    let workers = [1, 2, 3][random.usize(..3)];
+    let mut world = if random.bool() { World::new(workers) } else { World::of_several(workers) };
     let workers = world.hubs.len();
     let patterns = random.usize(6..=PATTERNS.len());
     for worker in 0..3 {
@@ -418,7 +644,9 @@ fn run(seed: u64) {
             60..68 => world.now = world.now.plus(Duration::from_millis([1, 10, 100, 900][random.usize(..4)])),
             68..76 => world.hubs[worker].tick(world.now),
             76..80 => world.poll(worker),
-            80..85 => world.read_all(),
+            80..83 => world.read_all(),
+            83..88 if world.across.is_some() => world.step_across(name, &mut random),
+            88..92 if world.across.is_some() => drop(world.pump_across()),
             _ => {
                 for _ in 0..[1, 1, 2, 5, 100][random.usize(..5)] {
                     if !world.pump(worker) {
@@ -438,6 +666,14 @@ fn run(seed: u64) {
     }
     world.settle();
     world.check_settled();
+    for (name, others) in &mut world.others {
+        if std::mem::take(&mut others.lent) {
+            let about = AboutPresence::Lend { name: (*name).into(), any: false };
+            world.router.send(world.router.home_of(&teller_of(name)), ToWorker::Presence(about));
+        }
+    }
+    world.settle();
+    assert!(world.others.values().all(|others| !others.watched), "nobody watches any more");
 }
 
 #[test]

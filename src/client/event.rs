@@ -296,6 +296,9 @@ pub struct Presence {
     pub count: u64,
     /// Who they are, unless they are too many.
     pub members: Option<Vec<Present>>,
+    /// Whether there may be more on servers that have not answered.
+    #[serde(default)]
+    pub partial: bool,
     /// Of `$presence.NAME`, if somebody watches it.
     pub epoch: Option<u32>,
     /// Where it stood then.
@@ -305,6 +308,8 @@ pub struct Presence {
 /// A connection on a channel.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Present {
+    /// Its server, unless it is the one that has answered.
+    pub server: Option<String>,
     /// Its number.
     pub connection: u64,
     /// Who it is, if it has said so.
@@ -384,6 +389,7 @@ mod tests {
     use super::*;
     use crate::wire::control;
     use crate::wire::cursor::Place;
+    use crate::wire::relay::NodeId;
 
     /// What the server writes, the client reads: each message of the server's own types.
     #[test]
@@ -419,8 +425,10 @@ mod tests {
             seq: 9,
             cursor: Place { epoch: 7, seq: 9 },
         };
-        let (presence, positions) =
-            ([control::Present { connection: 17, user: Some("alice".into()) }], [position]);
+        let (presence, positions) = (
+            [control::Present { server: Some(NodeId(0xabc)), connection: 17, user: Some("alice".into()) }],
+            [position],
+        );
         let rows: Vec<(control::Event<'_>, Event)> = vec![
             (
                 control::Event::Advertised { id: Some(3), channel: entry() },
@@ -470,13 +478,19 @@ mod tests {
                     channel: "a",
                     count: 1,
                     members: Some(&presence),
+                    partial: true,
                     as_of: None,
                 },
                 Event::Presence(Presence {
                     id: None,
                     channel: "a".into(),
                     count: 1,
-                    members: Some(vec![Present { connection: 17, user: Some("alice".into()) }]),
+                    members: Some(vec![Present {
+                        server: Some("0000000000000abc".into()),
+                        connection: 17,
+                        user: Some("alice".into()),
+                    }]),
+                    partial: true,
                     epoch: None,
                     seq: None,
                 }),

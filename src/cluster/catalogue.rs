@@ -75,6 +75,12 @@ impl Catalogue {
         self.peers.keys().copied()
     }
 
+    /// Whether that server is there.
+    #[must_use]
+    pub fn knows(&self, node: NodeId) -> bool {
+        self.peers.contains_key(&node)
+    }
+
     /// The lives of a name's sequences on other servers.
     pub fn streams(&self, name: &str) -> impl Iterator<Item = u32> + '_ {
         self.names.get(name).into_iter().flatten().map(|(_, epoch)| *epoch)
@@ -129,7 +135,13 @@ impl Catalogue {
                     outcome.changed = self.replace(node, all);
                 }
             }
-            Message::List { .. } | Message::Seen { .. } | Message::Where { .. } | Message::Revoke { .. } => {}
+            Message::List { .. }
+            | Message::Seen { .. }
+            | Message::Where { .. }
+            | Message::Who { .. }
+            | Message::Present { .. }
+            | Message::Nobody {}
+            | Message::Revoke { .. } => {}
         }
         if let Some(peer) = self.peers.get_mut(&node)
             && !peer.listed

@@ -14,13 +14,16 @@ use slab::Slab;
 
 use super::catalogue::{Catalogue, Outcome};
 use super::message::{CHANNELS_PER_MESSAGE, Envelope, Message};
+use super::presence::{Act, Presences, Refusals};
 use crate::auth::revocations::Revoked;
 use crate::clock::Now;
 use crate::config::ChannelLimits;
 use crate::hub::directory::{ChannelInfo, Directory, MIRRORS_PER_NAME_MAX};
-use crate::hub::router::{Arrival, Relayed, Router, ToWorker, Waiter};
+use crate::hub::router::{Arrival, PresenceAcross, Relayed, Router, ToWorker, Waiter};
+use crate::metrics::{Counters, RelayRefusal};
 use crate::pattern::index::PatternIndex;
 use crate::pattern::{self, Pattern};
+use crate::presence::teller_of;
 use crate::wire::relay::{self, NodeId};
 
 /// The longest that a `subscribe` waits for other servers. With a broker that answers it takes some round trips; with one that
@@ -49,17 +52,6 @@ pub enum Told {
     NewServer,
     /// What was said comes back from the broker.
     Echo,
-}
-
-/// What has happened so far, for the metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Times that a topic could not be subscribed to.
-    pub topics_refused: u64,
-    /// Frames of streams that no server says it publishes, of a name that has too many of these.
-    pub streams_refused: u64,
-    /// What came on the topic that all servers read, and was no message.
-    pub messages_refused: u64,
 }
 
 /// See the module's page.
@@ -96,7 +88,8 @@ pub struct Core {
     follow: bool,
     /// Topics have no room, and the log says so.
     told_full: bool,
-    counts: Counts,
+    counters: Counters,
+    presences: Presences,
 }
 
 /// What the broker has said to the wish for a topic.
@@ -190,14 +183,15 @@ impl Core {
             ask: Vec::new(),
             follow: false,
             told_full: false,
-            counts: Counts::default(),
+            counters: Counters::default(),
+            presences: Presences::new(node, limits.channel_name_bytes_max),
         }
     }
 
-    /// What has happened so far.
+    /// What it has counted so far.
     #[must_use]
-    pub const fn counts(&self) -> Counts {
-        self.counts
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Somebody subscribes.
@@ -299,6 +293,7 @@ impl Core {
         self.up = true;
         self.connects += 1;
         self.hello(wire, now);
+        self.presences.connected(now.at);
         // Whatever was said while there was no connection, here or there, may be lost.
         self.doubt(None);
     }
@@ -317,6 +312,7 @@ impl Core {
             self.router.pass_on(Arrival { passed: 0, waiter: untold.waiter });
         }
         self.following.clear();
+        self.presences.disconnected();
     }
 
     /// The topic of a name is live, and this is what the broker keeps of it.
@@ -356,7 +352,7 @@ impl Core {
     }
 
     fn note_refused(&mut self, name: &str) {
-        self.counts.topics_refused += 1;
+        self.counters.topics_refused += 1;
         self.give_up_waits(name);
         self.follow = true;
     }
@@ -382,7 +378,7 @@ impl Core {
             && node != self.node
             && !self.has_room_for(name, epoch)
         {
-            self.counts.streams_refused += 1;
+            self.counters.relays_refused[RelayRefusal::Full] += 1;
             return;
         }
         let relayed = Relayed { name: Arc::clone(name), payload, backlog, received: now, permit: None };
@@ -412,7 +408,7 @@ impl Core {
             Ok(envelope) => envelope,
             Err(error) => {
                 tracing::debug!(error = %error.escape_default(), "a message on the servers' topic is none");
-                self.counts.messages_refused += 1;
+                self.counters.node_messages_refused += 1;
                 return Vec::new();
             }
         };
@@ -438,14 +434,30 @@ impl Core {
             | Message::Listing { .. }
             | Message::Hello { .. }
             | Message::List { .. }
-            | Message::Seen { .. } => {}
+            | Message::Seen { .. }
+            | Message::Who { .. }
+            | Message::Present { .. }
+            | Message::Nobody {} => {}
         }
+        // To the catalogue it is a sign of life.
+        let (message, about_presence) = match message {
+            Message::Who { .. } | Message::Present { .. } | Message::Nobody {} => {
+                (Message::Nobody {}, Some(message))
+            }
+            message => (message, None),
+        };
         let message = self.with_sound_names(message);
         let Outcome { new, ask, doubt, changed, followed } = self.catalogue.handle(node, message, now.at);
         if new {
             tracing::info!(%node, "another server is there");
             told.push(Told::NewServer);
             self.hello(wire, now);
+            self.presences.note_new_peer();
+        }
+        if let Some(message) = about_presence
+            && self.catalogue.knows(node)
+        {
+            self.hear_presence(node, message, now);
         }
         if ask {
             self.say(Message::List { of: node }, wire);
@@ -466,6 +478,47 @@ impl Core {
             self.follow = true;
         }
         told
+    }
+
+    fn hear_presence(&mut self, node: NodeId, message: Message, now: Now) {
+        match message {
+            Message::Who { number, ask, keep } => {
+                let outlet = self.router.outlet();
+                let crosses = |name: &str| outlet.is_some_and(|outlet| outlet.crosses(name));
+                self.presences.heard_who((node, number), (&ask, &keep), crosses, now.at);
+            }
+            Message::Present { number, channels } => self.presences.heard_present(node, number, channels),
+            Message::Nobody {} => self.presences.heard_nobody(node),
+            _ => {}
+        }
+    }
+
+    /// The hubs ask, or tell, who is on channels.
+    pub fn presence(&mut self, across: PresenceAcross, now: Now) {
+        match across {
+            PresenceAcross::Ask(name) => self.presences.ask(&name, self.catalogue.nodes(), now.at),
+            PresenceAcross::Watch(name) => self.presences.watch(&name, now.at),
+            PresenceAcross::Unwatch(name) => self.presences.unwatch(&name),
+            PresenceAcross::Said(name, part) => self.presences.note_here(name, part),
+            PresenceAcross::Changed(name, under_way) => {
+                drop(under_way);
+                self.presences.note_changed(&name);
+            }
+            PresenceAcross::Nobody => self.presences.end(),
+        }
+    }
+
+    /// Says, here and to others, what follows of all that about who is on channels. To be called after whatever may have made
+    /// that more.
+    pub fn tell_presence(&mut self, wire: &dyn Wire, now: Now) {
+        for act in self.presences.take_acts(now.at) {
+            match act {
+                Act::Say(message) => self.say(message, wire),
+                Act::Tell(name, about) => {
+                    self.router.send(self.router.home_of(&teller_of(&name)), ToWorker::Presence(about));
+                }
+            }
+        }
     }
 
     /// What another server may have made up is no name of a channel.
@@ -571,6 +624,7 @@ impl Core {
             let waits = &self.waits;
             self.topics.values_mut().for_each(|topic| topic.waits.retain(|wait| waits.contains_key(wait)));
         }
+        self.presences.tick(now.at);
     }
 
     /// Work that is due each second: a sign of life, and what has ended.
@@ -608,6 +662,10 @@ impl Core {
         for name in full {
             self.subscribe(&name, wire);
         }
+        let catalogue = &self.catalogue;
+        let Refusals { malformed, full } = self.presences.second(|node| catalogue.knows(node), now.at);
+        self.counters.relays_refused[RelayRefusal::Malformed] += malformed;
+        self.counters.relays_refused[RelayRefusal::Full] += full;
     }
 
     /// Says that somebody is shut out.
@@ -767,6 +825,8 @@ mod tests {
         fn note_changed(&self) {}
 
         fn tell_revoked(&self, _: &Revoked, _: u64) {}
+
+        fn presence(&self, _: PresenceAcross) {}
     }
 
     #[test]

@@ -17,7 +17,6 @@ pub const CHANNELS_PER_MESSAGE: usize = 128;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Envelope {
     /// The life of the server that speaks.
-    #[serde(with = "hex")]
     pub node: NodeId,
     /// What it says.
     #[serde(flatten)]
@@ -49,7 +48,6 @@ pub enum Message {
     /// I know of that change of another server's list, and get what I want of it.
     Seen {
         /// Whose.
-        #[serde(with = "hex")]
         of: NodeId,
         /// Its changes, with that one.
         revision: u64,
@@ -57,7 +55,6 @@ pub enum Message {
     /// I need the list of another server.
     List {
         /// Whose.
-        #[serde(with = "hex")]
         of: NodeId,
     },
     /// A part of the list; all parts come one after another.
@@ -76,6 +73,24 @@ pub enum Message {
         /// The names.
         names: Vec<Box<str>>,
     },
+    /// Who is on these channels?
+    Who {
+        /// Of this server's questions so far, with this one.
+        number: u64,
+        /// Names that an answer is wanted for now.
+        ask: Vec<Box<str>>,
+        /// Names whose changes are wanted for a while ([`LEASE`](super::presence::LEASE)).
+        keep: Vec<Box<str>>,
+    },
+    /// Who is on channels at the server that says it: all that it knows of each.
+    Present {
+        /// Of this server's answers so far, with this one: the latest holds.
+        number: u64,
+        /// The channels that were asked about.
+        channels: BTreeMap<Box<str>, Said>,
+    },
+    /// The server ends: nobody is on a channel there any more, and it answers no question.
+    Nobody {},
     /// Somebody is shut out.
     Revoke {
         /// Who.
@@ -83,6 +98,38 @@ pub enum Message {
         /// With tokens that were issued until this second of Unix time.
         issued_s: u64,
     },
+}
+
+/// Who is on a channel at one server.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Said {
+    /// Connections that receive it.
+    pub count: u32,
+    /// Who they are, each once, unless they are too many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Here>>,
+    /// The questions that this answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<Answered>,
+}
+
+/// A connection of the server that speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Here {
+    /// Its number there.
+    pub connection: u64,
+    /// The owner of its `$user.ID`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Box<str>>,
+}
+
+/// The last [`Message::Who`] of a server that an answer takes into account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Answered {
+    /// Whose.
+    pub node: NodeId,
+    /// Its number.
+    pub number: u64,
 }
 
 impl Envelope {
@@ -106,23 +153,6 @@ impl Envelope {
     }
 }
 
-/// A life of a server as 16 hexadecimal digits: JSON's numbers are not exact above 2^53.
-mod hex {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use super::NodeId;
-
-    pub(super) fn serialize<S: Serializer>(node: &NodeId, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(node)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NodeId, D::Error> {
-        let digits = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
-        u64::from_str_radix(&digits, 16).map(NodeId).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +160,10 @@ mod tests {
     #[test]
     fn messages_come_out_as_they_went_in() {
         let list = || BTreeMap::from([("a.b".into(), u32::MAX), ("c".into(), 1)]);
+        let members =
+            vec![Here { connection: u64::MAX, user: Some("ada".into()) }, Here { connection: 2, user: None }];
+        let to = vec![Answered { node: NodeId(u64::MAX), number: 7 }];
+        let said = Said { count: 2, members: Some(members), to };
         let messages = [
             Message::Hello { revision: 3, connects: 1, sent_ns: u64::MAX },
             Message::Changed { revision: 4, opened: list(), closed: vec!["d".into()] },
@@ -137,6 +171,9 @@ mod tests {
             Message::List { of: NodeId(u64::MAX) },
             Message::Listing { revision: 4, part: 0, parts: 2, channels: list() },
             Message::Where { names: vec!["a.b".into()] },
+            Message::Who { number: 7, ask: vec!["a.b".into()], keep: Vec::new() },
+            Message::Present { number: 8, channels: BTreeMap::from([("a.b".into(), said)]) },
+            Message::Nobody {},
             Message::Revoke { revoked: Revoked::Subject("mallory".into()), issued_s: 9 },
         ];
         for message in messages {

@@ -12,8 +12,8 @@ use super::reply::{Reply, json, reply};
 use crate::history::store::Health;
 use crate::hub::overload::STEPS;
 use crate::hub::router::{ChannelRow, ConnectionRow, Listing, ToWorker, WorkerReport};
+use crate::metrics::WorkerMetrics;
 use crate::metrics::exposition::Gauges;
-use crate::metrics::{RelayRefusal, WorkerMetrics};
 use crate::worker::{EXPORTS_MAX, Shared};
 
 /// The metrics of all workers together, and the gauges. The workers copy, another thread adds up: neither takes a worker long.
@@ -76,9 +76,7 @@ fn add_up(shared: &Shared, reports: Vec<WorkerReport>) -> (Box<WorkerMetrics>, G
         }
     }
     metrics.counters.sockets_refused.add(&shared.door.refused());
-    metrics.counters.topics_refused += shared.topics_refused.load(Ordering::Relaxed);
-    metrics.counters.relays_refused[RelayRefusal::Full] += shared.streams_refused.load(Ordering::Relaxed);
-    metrics.counters.node_messages_refused += shared.node_messages_refused.load(Ordering::Relaxed);
+    metrics.counters.merge(&shared.cluster_counters.lock().unwrap_or_else(PoisonError::into_inner));
     (metrics, gauges)
 }
 

@@ -14,7 +14,7 @@ use slab::Slab;
 use super::batch::BlockRef;
 use super::directory::{ChannelInfo, DirectoryFull};
 use super::membership::Member;
-use super::router::{AboutPresence, PresenceAnswer, ToWorker};
+use super::router::{AboutPresence, PresenceAcross, PresenceAnswer, ToWorker};
 use super::{ById, Hub, Refused};
 use crate::clock::Now;
 use crate::pattern::Pattern;
@@ -69,12 +69,32 @@ struct Watch {
     roll: Roll,
     /// Its `$presence` channel, if somebody receives that.
     teller: Option<Arc<ChannelInfo>>,
-    /// Who gets the answer when all workers have said what they were asked: worker and token.
-    asking: Vec<(usize, usize)>,
+    /// Whether other servers want to hear of changes here.
+    lent: bool,
+    /// Who gets the answer when all workers have said what they were asked.
+    asking: Vec<Asker>,
     /// Who has come since they were asked, and so gets the next.
-    next: Vec<(usize, usize)>,
+    next: Vec<Asker>,
     /// Workers that have not said it yet.
     remaining: usize,
+    /// Who waits for other servers first: worker and token.
+    asking_elsewhere: Vec<(usize, usize)>,
+    /// Who has come since those were asked.
+    next_elsewhere: Vec<(usize, usize)>,
+}
+
+/// Who wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    /// A connection.
+    Connection {
+        worker: usize,
+        token: usize,
+        /// Whether other servers may have more than was heard.
+        partial: bool,
+    },
+    /// Other servers, who want to know about this one.
+    Servers,
 }
 
 /// Whether the channel is one that tells who is on another.
@@ -151,25 +171,67 @@ impl Hub {
             let watch = self.presence.roll_of(&name, workers);
             watch.teller = Some(Arc::clone(teller));
             watch.roll.forget_told();
-            for worker in 0..workers {
-                let about = AboutPresence::Watch { name: Arc::clone(&name), home: self.worker };
-                self.tell_worker(worker, about);
-            }
+            self.watch_workers(&name, true);
+            self.tell_servers(&name, PresenceAcross::Watch);
         } else if let Some(watch) = self.presence.rolls.get_mut(&name) {
             watch.teller = None;
-            self.presence.drop_unused(&name);
-            for worker in 0..workers {
-                self.tell_worker(worker, AboutPresence::Unwatch { name: Arc::clone(&name) });
+            if !watch.lent {
+                self.watch_workers(&name, false);
             }
+            self.presence.drop_unused(&name);
+            self.tell_servers(&name, PresenceAcross::Unwatch);
         }
+    }
+
+    /// Other servers want to hear of changes here, or not any more.
+    fn lend(&mut self, name: &Arc<str>, any: bool) {
+        let watch = self.presence.roll_of(name, self.router.workers());
+        if std::mem::replace(&mut watch.lent, any) != any && watch.teller.is_none() {
+            self.watch_workers(name, any);
+        }
+        self.presence.drop_unused(name);
+    }
+
+    fn watch_workers(&self, name: &Arc<str>, any: bool) {
+        for worker in 0..self.router.workers() {
+            let (name, home) = (Arc::clone(name), self.worker);
+            let about =
+                if any { AboutPresence::Watch { name, home } } else { AboutPresence::Unwatch { name } };
+            self.tell_worker(worker, about);
+        }
+    }
+
+    /// Whether others know of the channel, too. What is each server's own has other receivers on each.
+    fn tell_servers(&self, name: &Arc<str>, about: impl FnOnce(Arc<str>) -> PresenceAcross) -> bool {
+        let outlet = self.router.outlet().filter(|outlet| outlet.crosses(name));
+        if let Some(outlet) = outlet {
+            outlet.presence(about(Arc::clone(name)));
+        }
+        outlet.is_some()
     }
 
     /// What another worker, or this one, says or wants.
     pub(super) fn handle_presence(&mut self, about: AboutPresence, now: Now) {
         match about {
             AboutPresence::Ask { name, worker, token } => {
-                self.presence.roll_of(&name, self.router.workers()).next.push((worker, token));
+                let elsewhere = self.router.outlet().is_some_and(|outlet| outlet.crosses(&name));
+                let watch = self.presence.roll_of(&name, self.router.workers());
+                if elsewhere {
+                    watch.next_elsewhere.push((worker, token));
+                    self.ask_servers(&name);
+                } else {
+                    watch.next.push(Asker::Connection { worker, token, partial: false });
+                    self.ask_workers(&name);
+                }
+            }
+            AboutPresence::AskForServers { name } => {
+                self.presence.roll_of(&name, self.router.workers()).next.push(Asker::Servers);
                 self.ask_workers(&name);
+            }
+            AboutPresence::Lend { name, any } => self.lend(&name, any),
+            AboutPresence::Elsewhere { name, part, partial, under_way } => {
+                drop(under_way);
+                self.note_elsewhere(&name, part, partial, now);
             }
             AboutPresence::Answer { token, answer } => self.answer_presence(token, &answer),
             AboutPresence::Say { name, home } => self.say(name, home, true, None),
@@ -183,8 +245,7 @@ impl Hub {
                 self.presence.watched.remove(&name);
             }
             AboutPresence::Said { name, worker, part, asked, under_way } => {
-                drop(under_way);
-                self.note_said(&name, worker, part, asked, now);
+                self.note_said(&name, worker, part, asked, under_way, now);
             }
         }
     }
@@ -213,9 +274,21 @@ impl Hub {
     }
 
     /// The one place where what is known of a channel comes together.
-    fn note_said(&mut self, name: &Arc<str>, worker: usize, part: Part, asked: bool, now: Now) {
+    fn note_said(
+        &mut self,
+        name: &Arc<str>,
+        worker: usize,
+        part: Part,
+        asked: bool,
+        under_way: Option<Arc<()>>,
+        now: Now,
+    ) {
         let Some(watch) = self.presence.rolls.get_mut(name) else { return };
-        watch.roll.note(worker, part);
+        let changed = watch.roll.note(worker, part);
+        // What they are being answered has it.
+        if changed && watch.lent && !watch.asking.contains(&Asker::Servers) {
+            self.tell_servers(name, |name| PresenceAcross::Changed(name, under_way));
+        }
         self.tell_watchers(name, now);
         if asked && let Some(watch) = self.presence.rolls.get_mut(name) {
             watch.remaining -= 1;
@@ -225,6 +298,29 @@ impl Hub {
                 self.presence.drop_unused(name);
             }
         }
+    }
+
+    /// What other servers say comes here, and goes on to whoever has waited for it.
+    fn note_elsewhere(&mut self, name: &Arc<str>, part: Part, partial: Option<bool>, now: Now) {
+        let Some(watch) = self.presence.rolls.get_mut(name) else { return };
+        watch.roll.note_elsewhere(part);
+        if let Some(partial) = partial {
+            let asked = watch.asking_elsewhere.drain(..);
+            watch.next.extend(asked.map(|(worker, token)| Asker::Connection { worker, token, partial }));
+        }
+        self.tell_watchers(name, now);
+        self.ask_servers(name);
+        self.ask_workers(name);
+    }
+
+    /// Asks other servers for those who want to know, unless they are being asked.
+    fn ask_servers(&mut self, name: &Arc<str>) {
+        let Some(watch) = self.presence.rolls.get_mut(name) else { return };
+        if !watch.asking_elsewhere.is_empty() || watch.next_elsewhere.is_empty() {
+            return;
+        }
+        watch.asking_elsewhere = std::mem::take(&mut watch.next_elsewhere);
+        self.tell_servers(name, PresenceAcross::Ask);
     }
 
     /// Asks all workers for those who want to know, unless they are being asked: who comes then gets the next answer, so that
@@ -246,14 +342,22 @@ impl Hub {
         let Some(watch) = self.presence.rolls.get_mut(name) else { return };
         let asking = std::mem::take(&mut watch.asking);
         let part = if watch.teller.is_some() { watch.roll.told() } else { watch.roll.total() };
+        let here = asking.contains(&Asker::Servers).then(|| watch.roll.here()).flatten();
         let as_of = watch
             .teller
             .clone()
             .map(|teller| AsOf { epoch: teller.epoch, seq: self.next_seq_at_home(&teller) - 1 });
-        let answer =
-            Arc::new(PresenceAnswer { name: Arc::clone(name), part: part.unwrap_or_default(), as_of });
-        for (worker, token) in asking {
-            self.tell_worker(worker, AboutPresence::Answer { token, answer: Arc::clone(&answer) });
+        if let Some(here) = here {
+            self.tell_servers(name, |name| PresenceAcross::Said(name, here));
+        }
+        let part = part.unwrap_or_default();
+        let answers = [false, true].map(|partial| {
+            Arc::new(PresenceAnswer { name: Arc::clone(name), part: part.clone(), partial, as_of })
+        });
+        for asker in asking {
+            let Asker::Connection { worker, token, partial } = asker else { continue };
+            let answer = Arc::clone(&answers[usize::from(partial)]);
+            self.tell_worker(worker, AboutPresence::Answer { token, answer });
         }
     }
 
@@ -261,12 +365,13 @@ impl Hub {
         let Some(Asked { member, connection, id }) = self.presence.asked.try_remove(token) else { return };
         // The connection may have gone, and its place may be another's by now.
         let Some(member) = self.members.get(member).filter(|member| member.id == connection) else { return };
-        let PresenceAnswer { name, part: Part { count, members }, as_of } = answer;
+        let PresenceAnswer { name, part: Part { count, members }, partial, as_of } = answer;
         member.handle.push_event(&Event::Presence {
             id,
             channel: name,
             count: *count,
             members: members.as_deref(),
+            partial: *partial,
             as_of: *as_of,
         });
         member.handle.finish_request();
@@ -293,6 +398,13 @@ impl Hub {
             here.dedup();
         }
         Part::of(here.len(), here.iter().filter_map(|place| self.members.get(*place)).map(present))
+    }
+
+    /// The server ends, and other servers need not wait until they miss it.
+    pub(super) fn tell_nobody(&self) {
+        if let Some(outlet) = self.router.outlet() {
+            outlet.presence(PresenceAcross::Nobody);
+        }
     }
 
     /// Tells those who watch what has changed, as samples.
@@ -354,20 +466,27 @@ impl Presence {
         self.rolls.entry(Arc::clone(name)).or_insert_with(|| Watch {
             roll: Roll::new(workers),
             teller: None,
+            lent: false,
             asking: Vec::new(),
             next: Vec::new(),
             remaining: 0,
+            asking_elsewhere: Vec::new(),
+            next_elsewhere: Vec::new(),
         })
     }
 
     /// Forgets the roll of a channel that nobody watches or asks about.
     fn drop_unused(&mut self, name: &Arc<str>) {
-        if self.rolls.get(name).is_some_and(|watch| watch.teller.is_none() && watch.remaining == 0) {
+        let unused = |watch: &Watch| {
+            let wanted = watch.teller.is_some() || watch.lent;
+            !wanted && watch.remaining == 0 && watch.asking_elsewhere.is_empty()
+        };
+        if self.rolls.get(name).is_some_and(unused) {
             self.rolls.remove(name);
         }
     }
 }
 
 fn present(member: &Member) -> Present {
-    Present { connection: member.id.0, user: member.standing.user().map(Into::into) }
+    Present { server: None, connection: member.id.0, user: member.standing.user().map(Into::into) }
 }

@@ -272,6 +272,9 @@ pub trait Outlet: std::fmt::Debug + Send + Sync {
 
     /// A subscription has ended, one for each [`Outlet::want`] that began one.
     fn unwant(&self, pattern: &Pattern);
+
+    /// Asks or tells the other servers who is on channels.
+    fn presence(&self, across: PresenceAcross);
 }
 
 /// Where a receiver begins.
@@ -340,6 +343,29 @@ pub enum AboutPresence {
         /// To be given back in [`AboutPresence::Answer`].
         token: usize,
     },
+    /// To the home: other servers want to know ([`PresenceAcross::Said`]).
+    AskForServers {
+        /// The channel.
+        name: Arc<str>,
+    },
+    /// To the home: other servers want to hear of changes here ([`PresenceAcross::Changed`]), or not any more.
+    Lend {
+        /// The channel.
+        name: Arc<str>,
+        /// Whether they do.
+        any: bool,
+    },
+    /// To the home: who is on the channel on other servers.
+    Elsewhere {
+        /// The channel.
+        name: Arc<str>,
+        /// All of them together.
+        part: Part,
+        /// The answer to [`PresenceAcross::Ask`], if it is one: whether something is missing.
+        partial: Option<bool>,
+        /// Goes when the home has taken it.
+        under_way: Arc<()>,
+    },
     /// Answer to [`AboutPresence::Ask`].
     Answer {
         /// Of the request.
@@ -381,6 +407,23 @@ pub enum AboutPresence {
     },
 }
 
+/// What this server asks and tells others about who is on a channel.
+#[derive(Debug)]
+pub enum PresenceAcross {
+    /// Somebody here asks: once for each [`AboutPresence::Elsewhere`] that answers it.
+    Ask(Arc<str>),
+    /// Somebody here watches the channel.
+    Watch(Arc<str>),
+    /// Nobody here does any more.
+    Unwatch(Arc<str>),
+    /// Who is on the channel here.
+    Said(Arc<str>, Part),
+    /// It is another matter now who is on the channel here. The worker that has said so says no more before this is taken.
+    Changed(Arc<str>, Option<Arc<()>>),
+    /// This server ends: everybody goes.
+    Nobody,
+}
+
 /// Who is on a channel, for those who have asked.
 #[derive(Debug)]
 pub struct PresenceAnswer {
@@ -388,6 +431,8 @@ pub struct PresenceAnswer {
     pub name: Arc<str>,
     /// Who is on it.
     pub part: Part,
+    /// Whether other servers may have more.
+    pub partial: bool,
     /// Where its `$presence` channel stood then, if somebody watches.
     pub as_of: Option<AsOf>,
 }

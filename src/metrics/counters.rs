@@ -267,7 +267,7 @@ label! {
         Own = "own",
         /// It was here before.
         Duplicate = "duplicate",
-        /// There is no room for one more stream.
+        /// There is no room for one more stream or name.
         Full = "full",
     }
 }
@@ -372,7 +372,7 @@ counters! {
     relays_received = "Frames of other servers that came from the broker.";
     samples_relayed = "Samples of other servers that came from the broker.";
     samples_missed_from_broker = "Samples of other servers that did not come: found by their sequences.";
-    relays_refused by RelayRefusal = "Messages on the topics of channels that were not handed on, by reason.";
+    relays_refused by RelayRefusal = "Messages on the topics of channels, and names in messages about who is on channels, that were not taken, by reason.";
     node_messages_refused = "Messages on the topic that all servers read that were none.";
     topics_refused = "Times that the topic of a channel could not be subscribed to: what other servers publish there does not come.";
     frames_delivered = "Frames that were handed to the kernel, once for each receiver.";

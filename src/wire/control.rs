@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Seq;
 use super::cursor::Place;
+use super::relay::NodeId;
 use crate::config::Secret;
 
 /// Largest `id` that a request may carry: JSON numbers above it are not exact in every client.
@@ -395,6 +396,9 @@ pub enum Event<'a> {
         /// Who they are, unless they are too many.
         #[serde(skip_serializing_if = "Option::is_none")]
         members: Option<&'a [Present]>,
+        /// Whether other servers may have more: not all that are known have answered, or the broker is away.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        partial: bool,
         /// Where `$presence.NAME` stood then, if somebody watches it.
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         as_of: Option<AsOf>,
@@ -539,6 +543,9 @@ pub struct Position {
 /// A connection that receives a channel.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Present {
+    /// The life of its server, unless it is this one: numbers of connections are each server's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<NodeId>,
     /// Its number.
     pub connection: u64,
     /// The owner of its `$user.ID`.

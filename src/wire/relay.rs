@@ -7,6 +7,8 @@
 use std::ops::Range;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::decode::{DecodeError, Field, Reader, SampleSpan, scan_block};
 use super::encode::{self, FrameHeader, INSTANT_BYTES};
@@ -20,6 +22,20 @@ pub struct NodeId(pub u64);
 impl std::fmt::Display for NodeId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// As 16 hexadecimal digits: JSON's numbers are not exact above 2^53.
+impl Serialize for NodeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let digits = <std::borrow::Cow<'_, str>>::deserialize(deserializer)?;
+        u64::from_str_radix(&digits, 16).map(Self).map_err(D::Error::custom)
     }
 }
 

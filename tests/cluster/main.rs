@@ -12,6 +12,7 @@ use tidewire::broker::Kind;
 mod cases;
 mod faults;
 mod follower;
+mod presence;
 mod rig;
 #[path = "../broker/servers.rs"]
 #[expect(dead_code, reason = "the contract's tests need more of it")]
@@ -35,6 +36,7 @@ macro_rules! for_each_case {
             cases other_codecs_and_fewer_samples;
             cases few_messages_for_many_samples;
             cases resume_on_another_server;
+            presence who_is_there_on_all_servers;
             faults absent_at_the_start;
             faults killed_and_started_again;
             faults stopped_for_a_while;
@@ -42,6 +44,8 @@ macro_rules! for_each_case {
             faults full;
             faults foreign_messages;
             faults an_older_history;
+            presence who_is_there_without_the_broker;
+            presence foreign_words_about_who_is_there;
         }
     };
 }
