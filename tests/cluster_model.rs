@@ -187,7 +187,11 @@ struct World {
 
 impl World {
     fn new(nodes: usize, workers: usize, seed: u64) -> Self {
-        let config = Arc::new(Config { workers, ..Config::default() });
+        Self::with(nodes, Config { workers, ..Config::default() }, seed)
+    }
+
+    fn with(nodes: usize, config: Config, seed: u64) -> Self {
+        let config = Arc::new(config);
         let now = Clock::new().now();
         let mut world = Self {
             config,
@@ -674,6 +678,26 @@ fn a_broker_that_is_silent_holds_nobody_up_for_long() {
     while world.step(1) {}
     world.read(1);
     assert_eq!(world.peers[1].answered, 1, "without a broker nobody waits for one");
+}
+
+#[test]
+fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
+    let mut config = Config { workers: 1, ..Config::default() };
+    config.batch.window = Duration::from_secs(4);
+    let mut world = World::with(2, config, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    // The first goes at once, the others wait for the window.
+    world.publish(0, "a.x", 1);
+    world.step_all();
+    world.advance(100);
+    world.publish(0, "a.x", 3);
+    (0..3).for_each(|_| world.settle());
+    world.check();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.values.len(), heard.missing), (4, 0));
 }
 
 #[test]

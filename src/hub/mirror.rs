@@ -373,7 +373,9 @@ impl Hub {
 
     fn send_head(&self, channel: &Channel, now: Now) {
         if let Some(outlet) = self.router.outlet() {
-            let (info, next) = (channel.info(), channel.next_seq());
+            // What waits in a batch, which a long window makes later than a silence, is not lost if it is not there yet.
+            let sent = channel.head(crossing_class(&self.config));
+            let (info, next) = (channel.info(), sent.map_or_else(|| channel.next_seq(), |sent| sent + 1));
             let payload = relay::head_payload(outlet.node(), info.epoch, now.wall_ns, next);
             outlet.publish(&info.name, payload);
         }
