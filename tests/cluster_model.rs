@@ -701,6 +701,24 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
 }
 
 #[test]
+fn the_largest_frame_is_none_too_large() {
+    let mut config = Config { workers: 1, ..Config::default() };
+    config.inbound.message_samples_max = 4;
+    config.batch.frame_samples_max = 5;
+    let mut world = World::with(2, config, 7);
+    world.settle();
+    world.connect(1, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    // The first goes at once, the others are a frame of as many as there may be.
+    (0..3).for_each(|_| world.publish(0, "a.x", 4));
+    world.settle();
+    world.check();
+    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    assert_eq!((heard.values.len(), heard.missing), (12, 0));
+}
+
+#[test]
 fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
     let mut world = World::new(2, 1, 7);
     world.settle();

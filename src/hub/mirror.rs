@@ -159,7 +159,9 @@ impl Hub {
     }
 
     fn relay_checked(&mut self, relayed: &Relayed, found: &mut Found, now: Now) {
-        let samples_max = self.config.inbound.message_samples_max.max(self.config.batch.frame_samples_max);
+        // A frame is sealed when it is full, by a message that may be full itself.
+        let (inbound, batch) = (&self.config.inbound, &self.config.batch);
+        let samples_max = batch.frame_samples_max.saturating_add(inbound.message_samples_max);
         let header = match relay::scan(&relayed.payload, samples_max, found) {
             Ok(header) => header,
             Err(error) => {
