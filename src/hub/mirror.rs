@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::batch::ClassKey;
 use super::channel::{Channel, RelayedFrame};
 use super::directory::ChannelInfo;
-use super::membership::Member;
 use super::router::{Announced, Arrival, Relayed, ToWorker};
 use super::{Hub, keep_history, kept_class};
 use crate::clock::Now;
@@ -337,9 +336,10 @@ impl Hub {
 
     /// Whoever receives a channel that has ended is told, and does not any more.
     pub(super) fn end_for_all(&mut self, channel: ChannelId, now: Now) {
-        let receives = |(place, member): (usize, &Member)| member.receives(channel).then_some(place);
-        let members: Vec<usize> = self.members.iter().filter_map(receives).collect();
-        for member in members {
+        // Many channels may end together, so this takes what their own receivers take: the lists in which each would look for himself
+        // go first.
+        self.receivers.remove(&channel);
+        for member in self.take_present(channel) {
             self.end_receiving(member, channel, now);
         }
     }
