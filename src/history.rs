@@ -84,6 +84,8 @@ pub struct Standing {
     pub next: Seq,
     /// The last sequence that was sealed into a frame.
     pub sealed: Seq,
+    /// Of another server's stream: up to where its samples are not in this one.
+    pub mirrored_after: Option<Seq>,
 }
 
 /// A ring's place in its worker's history.
