@@ -172,6 +172,8 @@ impl History {
             Some(ring) => ring.begin(start, at, now),
             None => {
                 let nothing = Bounds { bytes_max: 0, age_max: Duration::ZERO, samples_max: 0 };
+                // What comes until a mirror that lags has come to where the client was would be gone by then.
+                let at = Standing { mirrored_after: None, ..at };
                 Ring::new(at.of, nothing, Lineage::default(), 0).begin(start, at, now)
             }
         }

@@ -20,6 +20,7 @@ use tidewire::auth::revocations::Revoked;
 use tidewire::clock::{Clock, Now};
 use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
 use tidewire::config::Config;
+use tidewire::history::Past;
 use tidewire::hub::Hub;
 use tidewire::hub::router::{Outlet, Router, ToWorker, Waiter};
 use tidewire::outbox::Take;
@@ -248,6 +249,10 @@ impl World {
     }
 
     fn subscribe(&mut self, peer: usize, pattern: &str) {
+        self.resume(peer, pattern, None);
+    }
+
+    fn resume(&mut self, peer: usize, pattern: &str, past: Option<Past>) {
         let Peer { node, worker, member, ref handle, .. } = self.peers[peer];
         // The inbound loop reads no further meanwhile.
         if handle.has_unanswered() {
@@ -260,7 +265,7 @@ impl World {
             max_age_ms: 60_000,
             max_rate_hz: None,
         };
-        self.nodes[node].hubs[worker].subscribe(member, Some(1), &pattern, delivery, None, self.now).unwrap();
+        self.nodes[node].hubs[worker].subscribe(member, Some(1), &pattern, delivery, past, self.now).unwrap();
     }
 
     fn unsubscribe(&mut self, peer: usize, pattern: &str) {
@@ -495,6 +500,7 @@ impl Peer {
                 channels.iter().for_each(|entry| begin(&mut self.streams, entry));
             }
             "channel" => begin(&mut self.streams, event),
+            "live" => {}
             "gap" => {
                 assert_eq!(event["reason"], "broker");
                 let heard = self.streams.get_mut(&channel_of(event)).unwrap();
@@ -698,6 +704,40 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
     world.check();
     let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
     assert_eq!((heard.values.len(), heard.missing), (4, 0));
+}
+
+#[test]
+fn whoever_comes_to_a_server_that_is_behind_goes_on_where_it_was() {
+    // At the end of a frame, and within one.
+    for seq in [20, 18] {
+        for workers in [1, 3] {
+            let mut world = World::new(2, workers, 7);
+            world.settle();
+            world.connect(1, 0);
+            world.connect(1, 1);
+            world.subscribe(0, "a.x");
+            world.settle();
+            world.publish(0, "a.x", 10);
+            world.settle();
+            // What comes next is on its way to the other server for a while.
+            for _ in 0..4 {
+                world.publish(0, "a.x", 5);
+                world.advance(20);
+                while world.step(0) {}
+            }
+            let epoch = world.nodes[0].router.directory(|all| all.published_as("a.x")).unwrap().epoch;
+            let cursor = format!("{epoch}:{seq}").parse().unwrap();
+            world.resume(1, "a.x", Some(Past::Since(BTreeMap::from([("a.x".into(), cursor)]))));
+            world.settle();
+            world.publish(0, "a.x", 5);
+            world.settle();
+            world.check();
+            let heard =
+                world.peers[1].streams.values().find(|heard| heard.epoch == epoch).expect("the stream");
+            assert_eq!((heard.start, heard.last, heard.missing), (seq + 1, 35, 0), "{seq} {workers}");
+            assert_eq!(heard.values.first_key_value().map(|(first, _)| *first), Some(seq + 1));
+        }
+    }
 }
 
 #[test]

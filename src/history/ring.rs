@@ -268,7 +268,9 @@ impl Ring {
             Start::Since(cursor) => {
                 let seq = cursor.as_ref().and_then(|cursor| cursor.seq_in(self.of.epoch, &self.lineage));
                 let seq = seq.map(|seq| seq.max(floor));
-                match seq.filter(|seq| *seq <= head) {
+                // A mirror may be behind what the client has got elsewhere. The stream itself never is: such a cursor is false.
+                let lags = at.mirrored_after.is_some();
+                match seq.filter(|seq| *seq <= head || (lags && *seq < Seq::MAX)) {
                     Some(seq) => (seq + 1, false),
                     None => (oldest, true),
                 }
@@ -282,7 +284,7 @@ impl Ring {
         let kept = self.samples_from(seq) + (head + 1).saturating_sub(seq.max(at.sealed + 1));
         let outcome = match reset {
             true => ReplayOutcome::Reset,
-            false if kept < at.next - seq => ReplayOutcome::Partial,
+            false if kept < at.next.saturating_sub(seq) => ReplayOutcome::Partial,
             false => ReplayOutcome::Replayed,
         };
         Begin { seq, outcome, samples: kept }

@@ -249,6 +249,9 @@ fn what_is_in_another_stream_is_not_missing_from_a_mirror() {
     for (start, expected) in [
         (since("9:50"), (101, "replayed", 10)),
         (since("9:105"), (106, "replayed", 5)),
+        // The client has had more of it elsewhere.
+        (since("9:115"), (116, "replayed", 0)),
+        (since("9:18446744073709551615"), (101, "reset", 10)),
         (Start::Last(50), (101, "replayed", 10)),
         (Start::Since(None), (101, "reset", 10)),
     ] {
