@@ -223,7 +223,7 @@ impl World {
         let (new, publisher_handle) = new_member(&self.config, 1_000, Codec::Protobuf, None);
         let publisher = hubs[0].add_member(new, self.now);
         let topics = HashSet::from([NODES.to_owned()]);
-        let events = VecDeque::from([Event::Up]);
+        let events = VecDeque::from([Event::Subscribed(NODES.to_owned()), Event::Up]);
         let asked = Asked::default();
         Node {
             router,
@@ -340,6 +340,7 @@ impl World {
         match event {
             Event::Up => this.core.connected(&this.asked, now),
             Event::Down => this.core.disconnected(),
+            Event::Subscribed(name) if name == NODES => this.core.listens(&this.asked, now),
             Event::Subscribed(name) => this.core.subscribed(&name, Vec::new(), now),
             Event::Refused(name) => this.core.refused(&name),
             Event::Message(name, payload) if name == NODES => {
@@ -704,6 +705,29 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
     world.check();
     let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
     assert_eq!((heard.values.len(), heard.missing), (4, 0));
+}
+
+#[test]
+fn a_new_server_is_told_everything_at_once_however_late_it_hears() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.publish(0, "a.x", 5);
+    world.settle();
+    let mut new = world.start(NodeId(9));
+    new.topics.clear();
+    new.events = VecDeque::from([Event::Up]);
+    world.nodes[1] = new;
+    world.step_all();
+    world.nodes[1].topics.insert(NODES.to_owned());
+    world.nodes[1].events.push_back(Event::Subscribed(NODES.to_owned()));
+    world.step_all();
+    world.connect(1, 0);
+    world.subscribe(0, "a.*");
+    world.step_all();
+    world.read(0);
+    // No time has passed.
+    let heard = world.peers[0].streams.values().next().expect("the stream");
+    assert_eq!((world.peers[0].answered, heard.start), (1, 6));
 }
 
 #[test]
