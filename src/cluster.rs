@@ -82,6 +82,10 @@ pub struct Cluster {
 /// The settings name a file that cannot be used, or a thread cannot be started.
 pub fn join(settings: BrokerSettings, shared: &Shared) -> io::Result<Cluster> {
     let (broker, events) = Broker::start(settings).map_err(|error| io::Error::other(error.to_string()))?;
+    if let Ok(topic) = Topic::new(NODES_TOPIC) {
+        // There is room for the first.
+        let _ = broker.subscribe(topic, Keep::No);
+    }
     let node = NodeId(fastrand::u64(1..));
     let (sender, requests) = mpsc::channel(REQUESTS_MAX);
     let (broker, changed) = (Arc::new(broker), Arc::new(Notify::new()));
@@ -185,9 +189,6 @@ pub async fn run(cluster: Cluster, shared: &Arc<Shared>) {
     let keeps = broker.kind().capabilities.keeps;
     let mut core = Core::new(node, Arc::clone(&shared.router), keeps, &shared.config.channel);
     tracing::info!(%node, broker = broker.kind().name, url = %broker.url(), "one server of several");
-    if let Ok(topic) = Topic::new(NODES_TOPIC) {
-        let _ = Broker::subscribe(&broker, topic, Keep::No);
-    }
     let mut clock = Clock::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -255,6 +256,8 @@ fn handle(event: Event, core: &mut Core, broker: &Broker, shared: &Shared, now: 
         Event::Subscribed { topic, backlog } => {
             if let Some(name) = topic.strip_prefix(CHANNEL_TOPICS) {
                 core.subscribed(name, backlog, now);
+            } else {
+                core.listens(broker, now);
             }
         }
         Event::Message { topic, payload } => {

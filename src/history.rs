@@ -84,6 +84,8 @@ pub struct Standing {
     pub next: Seq,
     /// The last sequence that was sealed into a frame.
     pub sealed: Seq,
+    /// Of another server's stream: up to where its samples are not in this one.
+    pub mirrored_after: Option<Seq>,
 }
 
 /// A ring's place in its worker's history.
@@ -170,6 +172,8 @@ impl History {
             Some(ring) => ring.begin(start, at, now),
             None => {
                 let nothing = Bounds { bytes_max: 0, age_max: Duration::ZERO, samples_max: 0 };
+                // What comes until a mirror that lags has come to where the client was would be gone by then.
+                let at = Standing { mirrored_after: None, ..at };
                 Ring::new(at.of, nothing, Lineage::default(), 0).begin(start, at, now)
             }
         }

@@ -352,6 +352,7 @@ impl Hub {
         }
         self.limit_control();
         self.tell_heads(now);
+        self.replays.wake_resting(now);
         self.tick_presence(now);
         for (channel, class, worker) in std::mem::take(&mut self.behind) {
             if let Some(head) = self.channels.get(&channel).and_then(|channel| channel.head(class)) {

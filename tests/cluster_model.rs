@@ -20,6 +20,7 @@ use tidewire::auth::revocations::Revoked;
 use tidewire::clock::{Clock, Now};
 use tidewire::cluster::core::{Core, WAIT_MAX, Wire};
 use tidewire::config::Config;
+use tidewire::history::Past;
 use tidewire::hub::Hub;
 use tidewire::hub::router::{Outlet, PresenceAcross, Router, ToWorker, Waiter};
 use tidewire::metrics::RelayRefusal;
@@ -231,7 +232,7 @@ impl World {
         let (new, publisher_handle) = new_member(&self.config, 1_000, Codec::Protobuf, None);
         let publisher = hubs[0].add_member(new, self.now);
         let topics = HashSet::from([NODES.to_owned()]);
-        let events = VecDeque::from([Event::Up]);
+        let events = VecDeque::from([Event::Subscribed(NODES.to_owned()), Event::Up]);
         let asked = Asked::default();
         Node {
             router,
@@ -257,6 +258,10 @@ impl World {
     }
 
     fn subscribe(&mut self, peer: usize, pattern: &str) {
+        self.resume(peer, pattern, None);
+    }
+
+    fn resume(&mut self, peer: usize, pattern: &str, past: Option<Past>) {
         let Peer { node, worker, member, ref handle, .. } = self.peers[peer];
         // The inbound loop reads no further meanwhile.
         if handle.has_unanswered() {
@@ -269,7 +274,7 @@ impl World {
             max_age_ms: 60_000,
             max_rate_hz: None,
         };
-        self.nodes[node].hubs[worker].subscribe(member, Some(1), &pattern, delivery, None, self.now).unwrap();
+        self.nodes[node].hubs[worker].subscribe(member, Some(1), &pattern, delivery, past, self.now).unwrap();
     }
 
     fn unsubscribe(&mut self, peer: usize, pattern: &str) {
@@ -345,6 +350,7 @@ impl World {
         match event {
             Event::Up => this.core.connected(&this.asked, now),
             Event::Down => this.core.disconnected(),
+            Event::Subscribed(name) if name == NODES => this.core.listens(&this.asked, now),
             Event::Subscribed(name) => this.core.subscribed(&name, Vec::new(), now),
             Event::Refused(name) => this.core.refused(&name),
             Event::Message(name, payload) if name == NODES => {
@@ -505,6 +511,7 @@ impl Peer {
                 channels.iter().for_each(|entry| begin(&mut self.streams, entry));
             }
             "channel" => begin(&mut self.streams, event),
+            "live" => {}
             "gap" => {
                 assert_eq!(event["reason"], "broker");
                 let heard = self.streams.get_mut(&channel_of(event)).unwrap();
@@ -708,6 +715,63 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
     world.check();
     let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
     assert_eq!((heard.values.len(), heard.missing), (4, 0));
+}
+
+#[test]
+fn a_new_server_is_told_everything_at_once_however_late_it_hears() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.publish(0, "a.x", 5);
+    world.settle();
+    let mut new = world.start(NodeId(9));
+    new.topics.clear();
+    new.events = VecDeque::from([Event::Up]);
+    world.nodes[1] = new;
+    world.step_all();
+    world.nodes[1].topics.insert(NODES.to_owned());
+    world.nodes[1].events.push_back(Event::Subscribed(NODES.to_owned()));
+    world.step_all();
+    world.connect(1, 0);
+    world.subscribe(0, "a.*");
+    world.step_all();
+    world.read(0);
+    // No time has passed.
+    let heard = world.peers[0].streams.values().next().expect("the stream");
+    assert_eq!((world.peers[0].answered, heard.start), (1, 6));
+}
+
+#[test]
+fn whoever_comes_to_a_server_that_is_behind_goes_on_where_it_was() {
+    // At the end of a frame, and within one.
+    for seq in [20, 18] {
+        for workers in [1, 3] {
+            let mut world = World::new(2, workers, 7);
+            world.settle();
+            world.connect(1, 0);
+            world.connect(1, 1);
+            world.subscribe(0, "a.x");
+            world.settle();
+            world.publish(0, "a.x", 10);
+            world.settle();
+            // What comes next is on its way to the other server for a while.
+            for _ in 0..4 {
+                world.publish(0, "a.x", 5);
+                world.advance(20);
+                while world.step(0) {}
+            }
+            let epoch = world.nodes[0].router.directory(|all| all.published_as("a.x")).unwrap().epoch;
+            let cursor = format!("{epoch}:{seq}").parse().unwrap();
+            world.resume(1, "a.x", Some(Past::Since(BTreeMap::from([("a.x".into(), cursor)]))));
+            world.settle();
+            world.publish(0, "a.x", 5);
+            world.settle();
+            world.check();
+            let heard =
+                world.peers[1].streams.values().find(|heard| heard.epoch == epoch).expect("the stream");
+            assert_eq!((heard.start, heard.last, heard.missing), (seq + 1, 35, 0), "{seq} {workers}");
+            assert_eq!(heard.values.first_key_value().map(|(first, _)| *first), Some(seq + 1));
+        }
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::wire::relay::NodeId;
 /// A server that was not heard of for this long is gone: ten times the interval of its `hello`.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 
-/// Shortest time between two requests for one server's list.
-const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two requests for one server's list: less than between two of its `hello`, so that each may bring one.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Other servers at once. More come from a fault, or from a foe on the broker.
 pub const PEERS_MAX: usize = 256;

@@ -64,6 +64,11 @@ pub struct Core {
     /// How long a stream that nobody publishes any more stays.
     linger: Duration,
     name_bytes_max: usize,
+    /// There is a connection to the broker.
+    linked: bool,
+    /// What other servers say arrives, as long as there is a connection.
+    listening: bool,
+    /// Both: the others know of this server.
     up: bool,
     connects: u64,
     /// What is published here, and how often that has changed.
@@ -166,6 +171,8 @@ impl Core {
             keeps,
             linger: limits.linger,
             name_bytes_max: limits.channel_name_bytes_max,
+            linked: false,
+            listening: false,
             up: false,
             connects: 0,
             own: BTreeMap::new(),
@@ -290,6 +297,21 @@ impl Core {
 
     /// The broker is there (again).
     pub fn connected(&mut self, wire: &dyn Wire, now: Now) {
+        self.linked = true;
+        self.introduce(wire, now);
+    }
+
+    /// The topic that all servers read is live; it is restored with each connection.
+    pub fn listens(&mut self, wire: &dyn Wire, now: Now) {
+        self.listening = true;
+        self.introduce(wire, now);
+    }
+
+    /// Tells the others of this server, as soon as it hears what they answer.
+    fn introduce(&mut self, wire: &dyn Wire, now: Now) {
+        if !(self.linked && self.listening) {
+            return;
+        }
         self.up = true;
         self.connects += 1;
         self.hello(wire, now);
@@ -300,6 +322,7 @@ impl Core {
 
     /// The broker is gone: nobody waits for it.
     pub fn disconnected(&mut self) {
+        self.linked = false;
         self.up = false;
         for topic in self.topics.values_mut() {
             topic.waits.clear();
@@ -836,6 +859,7 @@ mod tests {
         let mut core = Core::new(NodeId(1), router, false, &ChannelLimits::default());
         let mut now = Clock::new().now();
         core.connected(&Silent, now);
+        core.listens(&Silent, now);
         for wait in 0..100 {
             core.want(Pattern::parse("a", 255).expect("a name"), Waiter { worker: 0, wait }, &Silent, now);
             assert!(inboxes[0].try_recv().is_err(), "it waits");

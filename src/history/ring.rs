@@ -260,17 +260,22 @@ impl Ring {
     #[must_use]
     pub fn begin(&self, start: &Start, at: Standing, now: Now) -> Begin {
         let head = at.next - 1;
+        // What lies before is in another stream here, and comes from there.
+        let floor = at.mirrored_after.unwrap_or(0);
         // What is not in a frame yet will come.
         let oldest = self.frames.front().map_or(at.sealed + 1, |oldest| oldest.first);
         let (seq, reset) = match start {
             Start::Since(cursor) => {
                 let seq = cursor.as_ref().and_then(|cursor| cursor.seq_in(self.of.epoch, &self.lineage));
-                match seq.filter(|seq| *seq <= head) {
+                let seq = seq.map(|seq| seq.max(floor));
+                // A mirror may be behind what the client has got elsewhere. The stream itself never is: such a cursor is false.
+                let lags = at.mirrored_after.is_some();
+                match seq.filter(|seq| *seq <= head || (lags && *seq < Seq::MAX)) {
                     Some(seq) => (seq + 1, false),
                     None => (oldest, true),
                 }
             }
-            Start::Last(samples) => (at.next.saturating_sub(*samples).max(1), false),
+            Start::Last(samples) => (at.next.saturating_sub(*samples).max(floor + 1), false),
             Start::LastMs(ms) => {
                 let since_ns = now.wall_ns.saturating_sub(ms.saturating_mul(1_000_000));
                 (self.received_since(since_ns).unwrap_or(at.sealed + 1), false)
@@ -279,7 +284,7 @@ impl Ring {
         let kept = self.samples_from(seq) + (head + 1).saturating_sub(seq.max(at.sealed + 1));
         let outcome = match reset {
             true => ReplayOutcome::Reset,
-            false if kept < at.next - seq => ReplayOutcome::Partial,
+            false if kept < at.next.saturating_sub(seq) => ReplayOutcome::Partial,
             false => ReplayOutcome::Replayed,
         };
         Begin { seq, outcome, samples: kept }

@@ -70,7 +70,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// A stream in the store: random, for the life of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StreamKey(u64);
+pub struct StreamKey(pub(crate) u64);
 
 /// A former epoch of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -101,7 +101,7 @@ impl Home {
     }
 
     fn standing(&self) -> Standing {
-        Standing { of: OF, next: self.next, sealed: self.next - 1 }
+        Standing { of: OF, next: self.next, sealed: self.next - 1, mirrored_after: None }
     }
 
     fn begin(&self, start: &Start) -> (Seq, &'static str, u64) {
@@ -236,6 +236,26 @@ fn a_cursor_says_where_to_begin() {
         (Start::LastMs(5), (21, "replayed", 0)),
     ] {
         let Begin { seq, outcome, samples } = home.history.begin(None, &start, home.standing(), home.now);
+        assert_eq!((seq, outcome.label(), samples), expected, "{start:?}");
+    }
+}
+
+#[test]
+fn what_is_in_another_stream_is_not_missing_from_a_mirror() {
+    let mut home = Home::new(PLENTY);
+    home.next = 101;
+    home.put_many(10, ms(100));
+    let at = Standing { mirrored_after: Some(100), ..home.standing() };
+    for (start, expected) in [
+        (since("9:50"), (101, "replayed", 10)),
+        (since("9:105"), (106, "replayed", 5)),
+        // The client has had more of it elsewhere.
+        (since("9:115"), (116, "replayed", 0)),
+        (since("9:18446744073709551615"), (101, "reset", 10)),
+        (Start::Last(50), (101, "replayed", 10)),
+        (Start::Since(None), (101, "reset", 10)),
+    ] {
+        let Begin { seq, outcome, samples } = home.history.begin(Some(home.key), &start, at, home.now);
         assert_eq!((seq, outcome.label(), samples), expected, "{start:?}");
     }
 }

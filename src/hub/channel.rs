@@ -177,7 +177,8 @@ impl Channel {
     pub fn standing(&self) -> Standing {
         let newest = self.next_seq - 1;
         let sealed = self.kept_class().map_or(newest, |class| class.batch.settled(newest));
-        Standing { of: self.stream(), next: self.next_seq, sealed }
+        let mirrored_after = self.info.origin.map(|_| self.info.floor);
+        Standing { of: self.stream(), next: self.next_seq, sealed, mirrored_after }
     }
 
     /// The class that the history is made of.

@@ -32,6 +32,8 @@ pub struct ChannelInfo {
     pub home: usize,
     /// The server that gives it its sequence, if that is another one.
     pub origin: Option<NodeId>,
+    /// Of another one: the samples up to this are in the stream of this server that has gone on from there, and not in this one.
+    pub floor: Seq,
     /// How it goes on, if its history is on the disk.
     pub life: Option<Box<Life>>,
 }
@@ -51,6 +53,26 @@ pub enum Role {
     Publisher,
     /// To subscribe.
     Subscriber,
+}
+
+impl ChannelInfo {
+    /// Up to which sequence a life of a sequence is in this stream: all of its own, and what it has gone on from.
+    fn reaches(&self, epoch: u32) -> Option<Seq> {
+        if self.epoch == epoch {
+            return Some(Seq::MAX);
+        }
+        let lineage = self.life.as_ref().map(|life| life.lineage.as_slice()).unwrap_or_default();
+        lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
+    }
+}
+
+/// Why there is no mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoMirror {
+    /// It is new, and there is no room for it.
+    Full,
+    /// It is a life of this server's own stream, and what is wanted of it is there.
+    Own,
 }
 
 /// The server has as many channels as it may.
@@ -193,18 +215,22 @@ impl Directory {
         mirrors.take(limit).map(hold).collect()
     }
 
-    /// The mirror of another server's stream, made if need be. Comes without a hold: it lingers until somebody
-    /// holds it.
+    /// The mirror of another server's stream, made if need be, for samples up to `upto`. Comes without a hold: it lingers until
+    /// somebody holds it.
+    ///
+    /// The other server may have been this one, before it was started again with its history on the disk: of what was not safe there
+    /// at its end, a broker may have kept more than the disk.
     ///
     /// # Errors
-    /// It is new and there is no room for it.
+    /// See [`NoMirror`].
     pub fn open_mirror(
         &mut self,
         name: &str,
         epoch: u32,
         origin: NodeId,
+        upto: Seq,
         now: Instant,
-    ) -> Result<Arc<ChannelInfo>, DirectoryFull> {
+    ) -> Result<Arc<ChannelInfo>, NoMirror> {
         let known = self.mirrors.get(name).map(Vec::as_slice).unwrap_or_default();
         if let Some(listed) = known.iter().find(|listed| listed.info.epoch == epoch) {
             let info = Arc::clone(&listed.info);
@@ -212,11 +238,16 @@ impl Directory {
             self.set_mirror_published(info.id, true);
             return Ok(info);
         }
-        let taken = self.by_name.get(name).is_some_and(|own| own.info.epoch == epoch);
-        if known.len() >= MIRRORS_PER_NAME_MAX || taken {
-            return Err(DirectoryFull);
+        let floor = self.by_name.get(name).and_then(|own| own.info.reaches(epoch)).unwrap_or(0);
+        // Where it begins is told before there is a sample.
+        if floor > 0 && upto <= floor {
+            return Err(NoMirror::Own);
         }
-        let info = self.new_channel(name, epoch, Some(origin), None)?;
+        if known.len() >= MIRRORS_PER_NAME_MAX {
+            return Err(NoMirror::Full);
+        }
+        let origin = Some((origin, floor));
+        let info = self.new_channel(name, epoch, origin, None).map_err(|_| NoMirror::Full)?;
         let listed = Listed { published: true, free_since: Some(now), ..Listed::new(Arc::clone(&info)) };
         self.mirrors.entry(name.into()).or_default().push(listed);
         Ok(info)
@@ -247,7 +278,7 @@ impl Directory {
         &mut self,
         name: &str,
         epoch: u32,
-        origin: Option<NodeId>,
+        origin: Option<(NodeId, Seq)>,
         life: Option<Life>,
     ) -> Result<Arc<ChannelInfo>, DirectoryFull> {
         if !self.has_room() {
@@ -256,8 +287,9 @@ impl Directory {
         let id = ChannelId(self.next_id);
         self.next_id += 1;
         let home = home_of(name, self.workers);
-        let info =
-            Arc::new(ChannelInfo { id, name: name.into(), epoch, home, origin, life: life.map(Box::new) });
+        let (origin, floor) = origin.unzip();
+        let (name, floor, life) = (name.into(), floor.unwrap_or(0), life.map(Box::new));
+        let info = Arc::new(ChannelInfo { id, name, epoch, home, origin, floor, life });
         self.by_id.insert(id, Arc::clone(&info));
         Ok(info)
     }
@@ -438,6 +470,7 @@ pub fn home_of(name: &str, workers: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::store::{Ancestor, StreamKey};
 
     fn pattern(text: &str) -> Pattern {
         Pattern::parse(text, 255).unwrap()
@@ -484,22 +517,26 @@ mod tests {
     fn a_mirror_is_found_like_a_channel_and_lingers_like_one() {
         let (node, linger, start) = (NodeId(7), Duration::from_secs(60), Instant::now());
         let mut directory = Directory::new(2, 3);
-        let mirror = directory.open_mirror("a.b", 5, node, start).unwrap();
+        let mirror = directory.open_mirror("a.b", 5, node, 1, start).unwrap();
         assert_eq!(directory.len(), 1);
-        assert_eq!(directory.open_mirror("a.b", 5, node, start), Ok(Arc::clone(&mirror)), "the same stream");
+        assert_eq!(
+            directory.open_mirror("a.b", 5, node, 1, start),
+            Ok(Arc::clone(&mirror)),
+            "the same stream"
+        );
         assert_eq!(directory.len(), 1);
         assert_eq!(directory.open_matching(&pattern("a.*"), 10), [Arc::clone(&mirror)]);
         let own = directory.open("a.b", Role::Subscriber).unwrap().info;
         assert_eq!(directory.open_mirrors("a.b", 10), [Arc::clone(&mirror)]);
         assert_eq!((mirror.origin, own.home), (Some(node), mirror.home));
         assert_eq!(directory.numbers_of("a.b"), [own.id, mirror.id]);
-        assert_eq!(directory.open_mirror("a.b", own.epoch, node, start), Err(DirectoryFull), "it is ours");
+        assert_eq!(directory.open_mirror("a.b", own.epoch, node, 1, start), Err(NoMirror::Own));
         assert_eq!(directory.end_mirror("a.b", 5), Some(Arc::clone(&mirror)));
         assert_eq!(directory.open_mirrors("a.b", 10), [], "nobody finds what has ended");
-        assert_eq!(directory.open_mirror("a.b", 5, node, start), Ok(Arc::clone(&mirror)), "it goes on");
+        assert_eq!(directory.open_mirror("a.b", 5, node, 1, start), Ok(Arc::clone(&mirror)), "it goes on");
         assert_eq!(directory.len(), 2);
-        directory.open_mirror("c", 5, node, start).unwrap();
-        assert_eq!(directory.open_mirror("d", 5, node, start), Err(DirectoryFull));
+        directory.open_mirror("c", 5, node, 1, start).unwrap();
+        assert_eq!(directory.open_mirror("d", 5, node, 1, start), Err(NoMirror::Full));
         directory.release(mirror.id, start);
         assert_eq!(directory.sweep(linger, start + linger).len(), 1, "c; the other is held still");
         directory.release(mirror.id, start);
@@ -508,12 +545,29 @@ mod tests {
     }
 
     #[test]
+    fn what_a_stream_has_gone_on_from_is_no_other_stream() {
+        let (node, start) = (NodeId(7), Instant::now());
+        let mut directory = Directory::new(1, 10);
+        let lineage = vec![Ancestor { epoch: 1, last: 100 }, Ancestor { epoch: 2, last: 250 }];
+        let life = Life { key: StreamKey(0), epoch: 3, next_seq: 251, lineage };
+        directory.open_life("a", Role::Subscriber, Some(life)).unwrap();
+        for (epoch, upto) in [(1, 1), (1, 100), (2, 250), (3, 1), (3, 1_000)] {
+            assert_eq!(directory.open_mirror("a", epoch, node, upto, start), Err(NoMirror::Own), "{epoch}");
+        }
+        // What was not safe on the disk at the end of a life, and a life that the stream knows nothing of.
+        for (epoch, upto, floor) in [(1, 101, 100), (2, 251, 250), (4, 1, 0)] {
+            assert_eq!(directory.open_mirror("a", epoch, node, upto, start).unwrap().floor, floor);
+        }
+        assert_eq!(directory.open_mirror("b", 1, node, 0, start).unwrap().floor, 0, "another name");
+    }
+
+    #[test]
     fn a_name_has_a_bounded_number_of_mirrors() {
         let mut directory = Directory::new(1, 1_000);
         for epoch in 1..=64 {
-            assert!(directory.open_mirror("a", epoch, NodeId(7), Instant::now()).is_ok());
+            assert!(directory.open_mirror("a", epoch, NodeId(7), 1, Instant::now()).is_ok());
         }
-        assert_eq!(directory.open_mirror("a", 65, NodeId(7), Instant::now()), Err(DirectoryFull));
+        assert_eq!(directory.open_mirror("a", 65, NodeId(7), 1, Instant::now()), Err(NoMirror::Full));
     }
 
     #[test]
@@ -524,7 +578,7 @@ mod tests {
         assert!(directory.take_changed().is_empty(), "nobody wants to know");
         directory.note_changes();
         let b = directory.open("b", Role::Subscriber).unwrap().info;
-        directory.open_mirror("c", 5, NodeId(7), start).unwrap();
+        directory.open_mirror("c", 5, NodeId(7), 1, start).unwrap();
         assert!(directory.take_changed().is_empty(), "nobody publishes it here");
         directory.open("b", Role::Publisher).unwrap();
         directory.open("b", Role::Publisher).unwrap();

@@ -843,8 +843,10 @@ impl Hub {
     pub(super) fn end_receiving(&mut self, member: usize, channel: ChannelId, now: Now) {
         let told = self.members[member].receiving.get(&channel).is_some_and(|receiving| receiving.told);
         // An answer that would have told of it does not any more.
-        for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.member == member) {
-            request.joined.retain(|(info, _)| info.id != channel);
+        if self.members[member].handle.has_unanswered() {
+            for (_, request) in self.requests.iter_mut().filter(|(_, request)| request.member == member) {
+                request.joined.retain(|(info, _)| info.id != channel);
+            }
         }
         let ledger = self.stop_receiving(member, channel, now);
         if let Some(ledger) = ledger.filter(|_| told) {
@@ -939,11 +941,6 @@ impl Subscription {
 }
 
 impl Member {
-    /// Whether it receives a channel.
-    pub(super) fn receives(&self, channel: ChannelId) -> bool {
-        self.receiving.contains_key(&channel)
-    }
-
     pub(super) fn number_of(&self, pattern: &Pattern) -> Option<usize> {
         self.subscriptions.iter().find(|(_, s)| s.pattern == *pattern).map(|(number, _)| number)
     }

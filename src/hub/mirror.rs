@@ -9,8 +9,7 @@ use bytes::Bytes;
 
 use super::batch::ClassKey;
 use super::channel::{Channel, RelayedFrame};
-use super::directory::ChannelInfo;
-use super::membership::Member;
+use super::directory::{ChannelInfo, NoMirror};
 use super::router::{Announced, Arrival, Relayed, ToWorker};
 use super::{Hub, keep_history, kept_class};
 use crate::clock::Now;
@@ -175,9 +174,12 @@ impl Hub {
             self.metrics.counters.relays_refused[RelayRefusal::Own] += 1;
             return;
         }
-        let Some(info) = self.find_mirror(&relayed.name, header, relayed.backlog, now) else {
-            self.metrics.counters.relays_refused[RelayRefusal::Full] += 1;
-            return;
+        let info = match self.find_mirror(&relayed.name, header, relayed.backlog, now) {
+            Ok(info) => info,
+            Err(why) => {
+                self.metrics.counters.relays_refused[why] += 1;
+                return;
+            }
         };
         if let Some(waiting) = self.mirrors.waiting.get_mut(&info.id) {
             if waiting.bytes + relayed.payload.len() <= WAITING_BYTES_MAX {
@@ -199,18 +201,22 @@ impl Hub {
         header: RelayHeader,
         backlog: bool,
         now: Now,
-    ) -> Option<Arc<ChannelInfo>> {
+    ) -> Result<Arc<ChannelInfo>, RelayRefusal> {
         let known = self.mirrors.get(name, header.epoch).map(|(info, state)| (Arc::clone(info), state));
         let info = match known {
-            Some((info, State::Known)) => return Some(info),
-            Some((info, State::Backlog)) if backlog => return Some(info),
+            Some((info, State::Known)) => return Ok(info),
+            Some((info, State::Backlog)) if backlog => return Ok(info),
             Some((info, State::Backlog)) => info,
             Some((_, State::Ended)) | None => {
-                let opened = self
-                    .router
-                    .directory(|directory| directory.open_mirror(name, header.epoch, header.node, now.at));
-                let info = opened.ok()?;
-                self.open_mirror_at_home(&info, header.seq, now);
+                let RelayHeader { node, epoch, seq, count, .. } = header;
+                let upto = seq + u64::from(count) - 1;
+                let opened =
+                    self.router.directory(|directory| directory.open_mirror(name, epoch, node, upto, now.at));
+                let info = opened.map_err(|why| match why {
+                    NoMirror::Full => RelayRefusal::Full,
+                    NoMirror::Own => RelayRefusal::Own,
+                })?;
+                self.open_mirror_at_home(&info, seq.max(info.floor + 1), now);
                 info
             }
         };
@@ -219,7 +225,7 @@ impl Hub {
         } else {
             self.announce_mirror(&info, now);
         }
-        Some(info)
+        Ok(info)
     }
 
     /// A stream begins here, or goes on after nobody has had it for a while: what was published meanwhile concerns nobody.
@@ -337,9 +343,10 @@ impl Hub {
 
     /// Whoever receives a channel that has ended is told, and does not any more.
     pub(super) fn end_for_all(&mut self, channel: ChannelId, now: Now) {
-        let receives = |(place, member): (usize, &Member)| member.receives(channel).then_some(place);
-        let members: Vec<usize> = self.members.iter().filter_map(receives).collect();
-        for member in members {
+        // Many channels may end together, so this takes what their own receivers take: the lists in which each would look for himself
+        // go first.
+        self.receivers.remove(&channel);
+        for member in self.take_present(channel) {
             self.end_receiving(member, channel, now);
         }
     }

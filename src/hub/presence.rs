@@ -19,11 +19,11 @@ use super::{ById, Hub, Refused};
 use crate::clock::Now;
 use crate::pattern::Pattern;
 use crate::presence::{Part, Roll, teller_of, told_of};
-use crate::wire::ConnectionId;
 use crate::wire::control::{AsOf, Event, Present};
 use crate::wire::decode::scan_publish;
 use crate::wire::proto::sample::Value;
 use crate::wire::proto::{Block, Publish, Sample};
+use crate::wire::{ChannelId, ConnectionId};
 
 /// Texts of changes that travel as one block, in bytes, unless a single one is longer: a block stays whole, and has to fit the
 /// smallest outbox.
@@ -134,6 +134,11 @@ impl Hub {
             }
         }
         self.presence.note_change(&info.name);
+    }
+
+    /// The connections that receive a channel, which has ended: each of them departs now.
+    pub(super) fn take_present(&mut self, channel: ChannelId) -> Vec<usize> {
+        self.presence.here.remove(&channel).unwrap_or_default()
     }
 
     /// The published channels that a pattern matches, each with a hold; a new subscription's pattern may have to bring some into being.

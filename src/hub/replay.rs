@@ -4,7 +4,7 @@
 //!
 //! Paced: a worker makes or asks for one part in each [`STEP`], in turns, so that those who come back do not delay the others.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,6 +77,8 @@ struct CatchingUp {
 enum State {
     /// It has this turn.
     Waiting(u64),
+    /// There was nothing for it. It gets a turn with the next tick.
+    Resting,
     /// The home was asked, for this class.
     Asked(ClassKey),
     /// The home was asked, for this class, and the connection wants it no more.
@@ -99,6 +101,8 @@ pub(super) struct Replays {
     /// Those that wait for their next part, by turn.
     waiting: BTreeMap<u64, usize>,
     turns: u64,
+    /// Those for which there was nothing: the mirror of a stream lags behind what they have got elsewhere.
+    resting: BTreeSet<usize>,
     /// What other workers have asked for.
     asked: VecDeque<Fetch>,
     /// Whose turn is next: one of the others', or one of this worker's own.
@@ -151,6 +155,18 @@ impl Replays {
     fn wait(&mut self, key: usize, now: Now) {
         self.take_turn(key);
         self.wake(now);
+    }
+
+    fn rest(&mut self, key: usize) {
+        self.resting.insert(key);
+        self.catching_up[key].state = State::Resting;
+    }
+
+    /// Those for which there was nothing look again. To be called about ten times a second: a mirror lags by less, mostly.
+    pub(super) fn wake_resting(&mut self, now: Now) {
+        for key in std::mem::take(&mut self.resting) {
+            self.wait(key, now);
+        }
     }
 
     fn take_turn(&mut self, key: usize) {
@@ -206,6 +222,10 @@ impl Hub {
         match catching_up.state {
             State::Waiting(turn) => {
                 self.replays.waiting.remove(&turn);
+                self.replays.catching_up.remove(key);
+            }
+            State::Resting => {
+                self.replays.resting.remove(&key);
                 self.replays.catching_up.remove(key);
             }
             // Its number must not be another's when the answer comes.
@@ -335,7 +355,8 @@ impl Hub {
         if complete {
             part.skip_to(standing.sealed);
         }
-        let joined = if !complete {
+        // Who has had more elsewhere than a mirror has here joins when it has as much: what comes until then is not for him.
+        let joined = if !complete || part.next > standing.next {
             None
         } else if kept_class == Some(class)
             && part.next == standing.sealed + 1
@@ -418,11 +439,12 @@ impl Hub {
                 }
                 return;
             }
-            State::Waiting(_) => {
+            State::Waiting(_) | State::Resting => {
                 debug_assert!(false, "a part that nobody has asked for");
                 return;
             }
         };
+        let is_nothing = pieces.is_empty() && joined.is_none();
         catching_up.parts += 1;
         catching_up.allowed = allowed;
         let (member, info) = (catching_up.member, Arc::clone(&catching_up.info));
@@ -443,6 +465,7 @@ impl Hub {
         // What its class has left out behind the last frame.
         handle.outbox().borrow_mut().note_head(slot, next - 1, now);
         match joined {
+            None if is_nothing => self.replays.rest(token),
             None => self.replays.wait(token, now),
             Some(Ok(())) => {
                 receiving.replay = None;

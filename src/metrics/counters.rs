@@ -263,7 +263,7 @@ label! {
     RelayRefusal, "reason" {
         /// It is no frame of a server of ours, or not a sound one.
         Malformed = "malformed",
-        /// This server has sent it.
+        /// This server has sent it, in this life or in one that its history goes on from.
         Own = "own",
         /// It was here before.
         Duplicate = "duplicate",

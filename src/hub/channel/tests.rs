@@ -47,8 +47,15 @@ struct Home {
 
 impl Home {
     fn new(keys: &[ClassKey]) -> Self {
-        let info =
-            ChannelInfo { id: ChannelId(7), name: "a.b".into(), epoch: 9, home: 0, origin: None, life: None };
+        let info = ChannelInfo {
+            id: ChannelId(7),
+            name: "a.b".into(),
+            epoch: 9,
+            home: 0,
+            origin: None,
+            floor: 0,
+            life: None,
+        };
         let mut home = Self {
             channel: Channel::new(Arc::new(info), 1),
             due: DueQueue::default(),
