@@ -316,7 +316,7 @@ proptest! {
 
     #[test]
     fn told_between_servers(
-        kind in select(&["hello", "changed", "seen", "list", "listing", "where", "revoke", "x"][..]),
+        kind in select(&["hello", "changed", "seen", "list", "listing", "where", "revoke", "who", "present", "nobody", "x"][..]),
         fields in subsequence(
             &[
                 ",\"revision\":4",
@@ -328,11 +328,14 @@ proptest! {
                 ",\"part\":0",
                 ",\"parts\":4294967295",
                 ",\"channels\":{\"a\":7,\"a\":8}",
+                ",\"channels\":{\"a\":{\"count\":2,\"members\":[{\"connection\":1}],\"to\":[]}}",
+                ",\"number\":7",
+                ",\"ask\":[\"a\"],\"keep\":[]",
                 ",\"names\":[\"a\",\"\"]",
                 ",\"revoked\":{\"subject\":\"m\"}",
                 ",\"issued_s\":9",
             ][..],
-            0..=12,
+            0..=6,
         ),
         damage in option::weighted(0.3, damage()),
     ) {
