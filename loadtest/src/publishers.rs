@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::books::{Heads, Stream};
 use crate::clock::nanos;
 use crate::control::{Channel, Event, Request};
 use crate::data::Template;
@@ -16,7 +17,7 @@ use crate::measure::{Window, histogram, window_of};
 use crate::pacer::{QUANTUM_NS, Schedule};
 use crate::poll::Poll;
 use crate::scenario::{Codec, Load};
-use crate::subscribers::{Heads, QUIET, Shared};
+use crate::subscribers::{QUIET, Shared};
 use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, READ_BUFFER_BYTES};
 
 /// Bytes that a publisher holds for a socket that takes no more; above, its schedule waits (and gets later: latency is
@@ -87,7 +88,7 @@ impl Publisher {
             return Ok(started(
                 connection,
                 Messages::Peer(outgoing),
-                Channel { channel: index, epoch: 0, seq: 1 },
+                Channel { channel: index, name: index.to_string(), epoch: 0, seq: 1, replay: None },
             ));
         }
         let mut connection = Connection::open(endpoint, Some(Codec::Protobuf.subprotocol()), None)?;
@@ -197,10 +198,8 @@ pub(crate) struct Sent {
 pub(crate) struct Published {
     /// One for each window.
     pub sent: Vec<Sent>,
-    /// Newest sequence of each channel whose last message was acknowledged.
+    /// Newest sequence of each stream whose last message was acknowledged.
     pub heads: Heads,
-    /// The same by epoch, which names a channel's life on every server: numbers are each server's own.
-    pub heads_by_epoch: Heads,
     /// Samples that the server did not take.
     pub refused: u64,
     /// What it said about that, and how often.
@@ -444,16 +443,15 @@ impl Fleet<'_> {
     }
 
     fn into_published(self, load: Load) -> Published {
-        let (mut heads, mut heads_by_epoch) = (Heads::new(), Heads::new());
-        let (mut refused, mut ended) = (0, Vec::new());
+        let (mut heads, mut refused, mut ended) = (Heads::new(), 0, Vec::new());
         for mut publisher in self.publishers {
             if load == Load::Silent {
                 publisher.head = Some(publisher.channel.seq.saturating_sub(1));
             }
             match (publisher.taken(), publisher.head) {
                 (Some(taken), Some(head)) => {
-                    heads.insert(publisher.channel.channel, head);
-                    heads_by_epoch.insert(publisher.channel.epoch, head);
+                    let Channel { name, epoch, .. } = publisher.channel;
+                    heads.insert(Stream { name, epoch }, head);
                     refused += publisher.sent.saturating_sub(taken);
                 }
                 _ => ended.push(publisher.ended.unwrap_or_else(|| {
@@ -461,6 +459,6 @@ impl Fleet<'_> {
                 })),
             }
         }
-        Published { sent: self.sent, heads, heads_by_epoch, refused, refusals: self.refusals, ended }
+        Published { sent: self.sent, heads, refused, refusals: self.refusals, ended }
     }
 }

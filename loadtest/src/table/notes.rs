@@ -122,6 +122,9 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
     for why in &repetition.ended {
         note(format!("a connection ended early: {why}"));
     }
+    if repetition.account.resumed > 0 {
+        note(format!("healthy subscribers: {}", lives(&repetition.account)));
+    }
     if !repetition.account.is_exact() {
         note(format!("THE BOOKS DO NOT BALANCE: {}", books(&repetition.account)));
     }
@@ -129,7 +132,7 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
 
 /// The ledger in words.
 fn books(account: &Account) -> String {
-    let Account { published, received, announced, unannounced, excess, irregular } = *account;
+    let Account { published, received, announced, unannounced, excess, irregular, .. } = *account;
     let mut text = format!(
         "published {} = received {} + announced {}",
         grouped(published),
@@ -144,6 +147,26 @@ fn books(account: &Account) -> String {
         if count > 0 {
             let _ = write!(text, ", {} {what}", grouped(count));
         }
+    }
+    if account.resumed > 0 {
+        let _ = write!(text, "; {}", lives(account));
+    }
+    text
+}
+
+/// What came of reconnecting, in words.
+fn lives(account: &Account) -> String {
+    let mut text = format!(
+        "{} times a connection went on where one had ended, with {} samples of the past",
+        grouped(account.resumed),
+        grouped(account.replayed)
+    );
+    if account.resets > 0 {
+        let _ = write!(
+            text,
+            "; {} CHANNELS WERE RESET: what was published meanwhile is not known",
+            grouped(account.resets)
+        );
     }
     text
 }
