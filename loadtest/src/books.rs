@@ -2,6 +2,7 @@
 //! of its sequence, since a channel has another number in each connection and on each server. Reads messages, holds no socket.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
 
 use crate::codecs;
 use crate::control::{Channel, Event, Outcome, Since};
@@ -15,7 +16,7 @@ use crate::ws::{Ended, Message, Opcode};
 const CURSOR_STREAMS_MAX: usize = 32;
 
 /// RFC 6455, section 7.4.1: going away. What a server that says goodbye closes with.
-const GOING_AWAY: u16 = 1001;
+pub(crate) const GOING_AWAY: u16 = 1001;
 
 /// One life of a channel's sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,8 +27,31 @@ pub(crate) struct Stream {
     pub epoch: u32,
 }
 
-/// Newest sequence of each stream.
-pub(crate) type Heads = HashMap<Stream, u64>;
+/// Where a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Newest sequence.
+    pub seq: u64,
+    /// Whether there may be more: this is what was acknowledged when its publisher was cut off.
+    pub at_least: bool,
+    /// When its publisher began to open it, if that was while the run went on. Who was subscribed by then was to be told of it.
+    pub begun: Option<Instant>,
+}
+
+impl Head {
+    /// Of a stream that ends here, and was there from the beginning.
+    pub(crate) const fn of(seq: u64) -> Self {
+        Self { seq, at_least: false, begun: None }
+    }
+
+    /// The newest sequence that a subscriber with this ledger has to account for.
+    fn seq_for(&self, ledger: &Ledger) -> u64 {
+        if self.at_least { self.seq.max(ledger.known()) } else { self.seq }
+    }
+}
+
+/// Of each stream.
+pub(crate) type Heads = HashMap<Stream, Head>;
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -35,6 +59,8 @@ pub(crate) struct Books {
     streams: Vec<Stream>,
     /// Of each stream, in the same order. The number is that of a publisher of a server other than Tidewire.
     pub ledgers: Vec<(u32, Ledger)>,
+    /// Of each, the first sequence that it was ever told of.
+    firsts: Vec<u64>,
     /// The channels of this connection.
     here: Vec<Here>,
     /// Whether any of them replays. Without, which is nearly always, no frame need be looked at twice.
@@ -46,6 +72,10 @@ pub(crate) struct Books {
     pub subscribed: bool,
     /// Connections that were subscribed.
     lives: u64,
+    /// When the first one was.
+    since: Option<Instant>,
+    /// Whether this is not the first one.
+    is_back: bool,
     /// Books of streams that could not go on.
     closed: Account,
     replayed: u64,
@@ -79,7 +109,8 @@ impl Books {
     pub(crate) fn begin_again(&mut self, channel: &str) -> Option<Since> {
         self.here.clear();
         (self.subscribed, self.any_replays) = (false, false);
-        if self.lives == 0 {
+        self.is_back = self.lives > 0;
+        if !self.is_back {
             return None;
         }
         let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -161,7 +192,13 @@ impl Books {
             Event::Subscribed { channels } => {
                 self.subscribed = true;
                 self.lives += 1;
-                channels.into_iter().for_each(|channel| self.meet(channel));
+                self.since.get_or_insert_with(Instant::now);
+                for channel in channels {
+                    // Of some it was told before, and they have begun.
+                    if !self.here.iter().any(|here| here.number == channel.channel) {
+                        self.meet(channel);
+                    }
+                }
             }
             Event::Channel(channel) => self.meet(channel),
             Event::Live { channel } => {
@@ -191,7 +228,7 @@ impl Books {
     /// A channel that will come.
     fn meet(&mut self, channel: Channel) {
         let outcome = channel.replay.map(|replay| replay.outcome);
-        let is_reset = self.lives > 1 && outcome == Some(Outcome::Reset);
+        let is_reset = self.is_back && outcome == Some(Outcome::Reset);
         let stream = Stream { name: channel.name, epoch: channel.epoch };
         let fresh = Ledger::new(channel.epoch, channel.seq);
         let index = match self.streams.iter().position(|known| *known == stream) {
@@ -216,6 +253,7 @@ impl Books {
                 }
                 self.streams.push(stream);
                 self.ledgers.push((channel.channel, fresh));
+                self.firsts.push(channel.seq);
                 self.streams.len() - 1
             }
         };
@@ -244,7 +282,10 @@ impl Books {
 
     /// Whether everything up to the heads has come or has been announced.
     pub(crate) fn is_settled(&self, heads: &Heads) -> bool {
-        self.all().all(|(stream, ledger)| heads.get(stream).is_none_or(|&head| ledger.is_settled(head)))
+        let is_settled = |(stream, ledger): (&Stream, &Ledger)| {
+            heads.get(stream).is_none_or(|head| ledger.is_settled(head.seq_for(ledger)))
+        };
+        self.all().all(is_settled) && self.late(heads).all(|(known, _)| known.is_some())
     }
 
     /// Whether it knows of nothing that has neither come nor been announced.
@@ -254,7 +295,8 @@ impl Books {
 
     /// Of each stream the newest sequence before the subscription.
     pub(crate) fn heads_at_start(&self) -> Heads {
-        self.all().map(|(stream, ledger)| (stream.clone(), ledger.first().saturating_sub(1))).collect()
+        let before = |ledger: &Ledger| Head::of(ledger.first().saturating_sub(1));
+        self.all().map(|(stream, ledger)| (stream.clone(), before(ledger))).collect()
     }
 
     /// Closes the books over the streams whose heads are known, and over what it knows of those whose life has ended.
@@ -262,14 +304,37 @@ impl Books {
         let mut sum = self.sum_so_far();
         for (index, (stream, ledger)) in self.all().enumerate() {
             match heads.get(stream) {
-                Some(&head) => sum += ledger.close(head),
+                Some(head) => sum += ledger.close(head.seq_for(ledger)),
                 None if self.lives > 1 && !self.here.iter().any(|here| here.index == index) => {
                     sum += ledger.close_here();
                 }
                 None => {}
             }
         }
+        for (known, head) in self.late(heads) {
+            match known {
+                // It was told where the stream begins for it.
+                Some(index) => {
+                    let unseen = self.firsts[index].saturating_sub(1);
+                    sum.published += unseen;
+                    sum.unseen += unseen;
+                }
+                None => {
+                    sum.published += head.seq;
+                    sum.unannounced += head.seq;
+                }
+            }
+        }
         sum
+    }
+
+    /// The streams that began after its first subscription, with where they are here, if it ever heard of them.
+    fn late<'a>(&'a self, heads: &'a Heads) -> impl Iterator<Item = (Option<usize>, &'a Head)> {
+        let begun = |head: &Head| head.begun.zip(self.since).is_some_and(|(begun, since)| begun > since);
+        heads
+            .iter()
+            .filter(move |(_, head)| begun(head))
+            .map(|(stream, head)| (self.streams.iter().position(|known| known == stream), head))
     }
 
     /// Closes the books over what it knows of: it goes before the publishers have stopped.
@@ -304,6 +369,10 @@ mod tests {
     enum Said {
         /// Another connection: the channel's number, epoch, first sequence, and what comes of the past.
         Begin(u32, u32, u64, &'static str),
+        /// Another connection, whose answer is to come.
+        Back,
+        /// The answer.
+        Answer(u32, u32, u64, &'static str),
         /// Another stream of the same name.
         Channel(u32, u32, u64, &'static str),
         /// Number, epoch, first and last sequence.
@@ -313,7 +382,7 @@ mod tests {
         Live(u32),
         End(u32),
     }
-    use Said::{Begin, Channel, End, Frame, Gap, Live};
+    use Said::{Answer, Back, Begin, Channel, End, Frame, Gap, Live};
 
     fn tell(books: &mut Books, said: Said) -> Result<(), Ended> {
         let entry = |number, epoch, seq, outcome: &str| {
@@ -333,8 +402,14 @@ mod tests {
                 let payload = frame.encode_to_vec();
                 return books.on_message(Message { opcode: Opcode::Binary, payload: &payload }, None);
             }
-            Begin(number, epoch, seq, outcome) => {
+            Back => {
                 books.begin_again("a");
+                return Ok(());
+            }
+            Begin(number, epoch, seq, outcome) | Answer(number, epoch, seq, outcome) => {
+                if matches!(said, Begin(..)) {
+                    books.begin_again("a");
+                }
                 format!(r#"{{"type":"subscribed","channels":[{{{}}}]}}"#, entry(number, epoch, seq, outcome))
             }
             Channel(number, epoch, seq, outcome) => {
@@ -358,7 +433,7 @@ mod tests {
 
     #[test]
     fn books_go_on_across_lives() {
-        let cases: [Case; 11] = [
+        let cases: [Case; 12] = [
             ("one life", &[Begin(3, 7, 5, ""), Frame(3, 7, 5, 8)], "7:8", &[(7, 8)], [4, 4, 0, 0, 0, 0, 0]),
             (
                 "on another server, under another number",
@@ -474,6 +549,22 @@ mod tests {
                 [4, 4, 0, 0, 0, 1, 0],
             ),
             (
+                "one that is told of before the answer, and has begun by then",
+                &[
+                    Begin(3, 7, 5, ""),
+                    Frame(3, 7, 5, 5),
+                    Back,
+                    Channel(4, 8, 3, "reset"),
+                    Frame(4, 8, 3, 4),
+                    Answer(4, 8, 5, "reset"),
+                    Live(4),
+                    Frame(4, 8, 5, 5),
+                ],
+                "7:5,8:5",
+                &[(7, 5), (8, 5)],
+                [4, 4, 0, 0, 0, 2, 1],
+            ),
+            (
                 "one that does not come back is missed",
                 &[Begin(3, 7, 5, ""), Frame(3, 7, 5, 5), Begin(4, 8, 1, "reset"), Live(4)],
                 "7:5,8:0",
@@ -486,8 +577,7 @@ mod tests {
             for &said in said {
                 tell(&mut books, said).unwrap();
             }
-            let heads =
-                heads.iter().map(|&(epoch, head)| (Stream { name: "a".to_owned(), epoch }, head)).collect();
+            let heads = heads.iter().map(|&(epoch, head)| (stream(epoch), Head::of(head))).collect();
             let it = books.close(&heads);
             let got = [
                 it.published,
@@ -505,6 +595,34 @@ mod tests {
             assert_eq!(books.begin_again("*"), Some(Since::Named(named)), "{name}");
         }
         assert_eq!(Books::new(Codec::Protobuf).begin_again("a"), None, "nothing to go on with");
+    }
+
+    fn stream(epoch: u32) -> Stream {
+        Stream { name: "a".to_owned(), epoch }
+    }
+
+    #[test]
+    fn streams_that_begin_meanwhile_are_missed_from_their_first_sample() {
+        let before = Instant::now();
+        let mut books = Books::new(Codec::Protobuf);
+        for said in [Begin(3, 7, 5, ""), Frame(3, 7, 5, 9), Begin(4, 8, 3, "reset"), Frame(4, 8, 3, 6)] {
+            tell(&mut books, said).unwrap();
+        }
+        let head = |seq, begun| Head { seq, at_least: false, begun: Some(begun) };
+        // That which ended was acknowledged up to 7, and more of it came.
+        let left = Head { at_least: true, ..Head::of(7) };
+        let account = |more: &[(u32, Head)]| {
+            let all = more.iter().copied().chain([(7, left)]);
+            let heads = all.map(|(epoch, head)| (stream(epoch), head)).collect();
+            let it = books.close(&heads);
+            assert_eq!(it.is_exact(), books.is_settled(&heads), "{it:?}");
+            (it.published, it.received, it.unseen, it.unannounced)
+        };
+        let now = Instant::now();
+        assert_eq!(account(&[(8, head(6, now))]), (11, 9, 2, 0), "seen from 3 on");
+        assert_eq!(account(&[(8, head(6, before))]), (9, 9, 0, 0), "it was there before");
+        assert_eq!(account(&[(8, head(6, now)), (9, head(4, now))]), (15, 9, 2, 4), "never heard of");
+        assert_eq!(account(&[(9, head(4, before))]), (5, 5, 0, 0), "before its time");
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub(crate) enum Event {
     },
     /// A publish was taken.
     Ack {
+        /// That of the publish.
+        id: u64,
         /// Sequence of its first sample.
         seq: u64,
         /// Its samples.

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     CutOff,
     /// Every connection of a subscriber ends at every twentieth sample, unless it is of the past.
     GoneAway,
+    /// That of a publisher ends behind every twentieth sample, which is taken and not acknowledged.
+    Unacknowledged,
 }
 
 #[derive(Debug, Default)]
@@ -210,8 +212,12 @@ fn publish(publisher: &Far, state: &mut State, fault: Fault, publish: proto::Pub
     state.seq += u64::try_from(count).ok()?;
     state.subscribers.retain(|subscriber| deliver(subscriber, fault, seq, &block).is_some());
     state.past.push((seq, block));
+    if fault == Fault::Unacknowledged && seq.is_multiple_of(20) {
+        return None;
+    }
     if publish.ack != 0 {
-        let ack = format!(r#"{{"type":"ack","id":1,"channel":7,"seq":{seq},"count":{count}}}"#);
+        let id = publish.ack;
+        let ack = format!(r#"{{"type":"ack","id":{id},"channel":7,"seq":{seq},"count":{count}}}"#);
         send(publisher, 1, ack.as_bytes())?;
     }
     Some(())

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use crate::churn::{self, Churned};
 use crate::clock::{Clock, nanos};
 use crate::comeback::Comeback;
+use crate::dialect::Dialect;
 use crate::measure::{Counters, Interval, Recorder, Window, boundaries};
 use crate::others::{self, Other, Others, Way};
 use crate::pacer::{Pacer, Schedule};
@@ -196,7 +197,11 @@ impl Fleet {
         let publisher = {
             let (shared, progress, times) = (Arc::clone(&shared), Arc::clone(&progress), times.clone());
             let Scenario { load, payload_bytes, .. } = *scenario;
-            let work = Work { load, payload_bytes, schedule: times.schedule(scenario), span: times.span };
+            let schedule = times.schedule(scenario);
+            let comes_back = !target.others.is_empty() || scenario.groups.iter().any(|it| it.comes_back);
+            let goes_on = comes_back && target.dialect == Dialect::Tidewire;
+            let servers = goes_on.then(|| Arc::clone(&servers));
+            let work = Work { load, payload_bytes, schedule, span: times.span, servers };
             spawn("publisher".to_owned(), move || {
                 publish_all(publishers, work, &times.windows, &shared, &progress)
             })?

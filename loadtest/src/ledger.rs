@@ -124,10 +124,14 @@ impl Ledger {
         self.progress() == self.next - self.first
     }
 
+    /// The newest sequence that it knows of. What was announced ahead of frames that are still to come was published, too.
+    pub(crate) fn known(&self) -> u64 {
+        self.next.max(self.first + self.progress()).saturating_sub(1)
+    }
+
     /// Closes the books of a subscriber that goes: over what it knows of, since nobody knows what was published meanwhile.
     pub(crate) fn close_here(&self) -> Account {
-        // What was announced ahead of frames that are still to come was published, too.
-        self.close(self.next.max(self.first + self.progress()).saturating_sub(1))
+        self.close(self.known())
     }
 
     /// Closes the books: `head` is the newest sequence of the channel.
@@ -177,10 +181,13 @@ pub(crate) struct Account {
     /// Channels that could not go on, since the server does not have what was seen of them: their books begin anew.
     #[serde(default)]
     pub resets: u64,
+    /// Samples of streams that began meanwhile, before the first one that the subscriber was told of. They are published, too.
+    #[serde(default)]
+    pub unseen: u64,
 }
 
 impl Account {
-    /// Whether `published = received + announced` holds exactly, in order.
+    /// Whether `published = received + announced + unseen` holds exactly, in order.
     pub(crate) fn is_exact(&self) -> bool {
         self.unannounced == 0 && self.excess == 0 && self.irregular == 0
     }
@@ -197,6 +204,7 @@ impl AddAssign for Account {
         self.replayed += other.replayed;
         self.resumed += other.resumed;
         self.resets += other.resets;
+        self.unseen += other.unseen;
     }
 }
 

@@ -21,6 +21,7 @@ use crate::ledger::Account;
 use crate::measure::{Interval, Window};
 use crate::offset;
 use crate::proc::{self, Memory};
+use crate::publishers::Returns;
 use crate::result::{AgeSecond, ClockOffset, Second};
 use crate::scenario::{Kind, Scenario, Share};
 use crate::snapshot::Used;
@@ -140,6 +141,8 @@ pub(crate) struct Outcome {
     pub churned: Option<Churned>,
     /// The server's memory before the first connection.
     pub server_before: Option<Memory>,
+    /// What came of publishers whose connection ended.
+    pub returns: Returns,
     /// Samples that the server did not take, and what it said.
     pub refused: u64,
     /// What it said, and how often.
@@ -429,6 +432,24 @@ mod tests {
         // What came late since nobody was there is not the latency of the server.
         let recorded = outcome.phases[0].latency.len();
         assert!(recorded < 5 * 250, "{recorded}");
+    }
+
+    #[test]
+    fn publishers_come_back_and_count_what_they_lost() {
+        let mut scenario = short("steady");
+        scenario.groups[0].comes_back = true;
+        let outcome = run_against(Fault::Unacknowledged, scenario.clone());
+        // One sample each time, taken though nobody said so: subscribers have it, and the books say that it may be so.
+        let Returns { times, unacknowledged, unsent } = outcome.returns;
+        assert!(times > 0 && unacknowledged >= times, "{:?}", outcome.returns);
+        assert!(outcome.account.is_exact() && outcome.account.unseen == 0, "{:?}", outcome.account);
+        // If the last one is lost like that, there is one more.
+        let sent = 126 - unsent;
+        assert_eq!(outcome.account.published, 5 * (sent + u64::from(sent.is_multiple_of(20))));
+        assert_eq!(outcome.ended, Vec::<String>::new());
+        scenario.groups[0].comes_back = false;
+        let outcome = run_against(Fault::Unacknowledged, scenario);
+        assert_eq!((outcome.returns, outcome.ended.len()), (Returns::default(), 1));
     }
 
     #[test]

@@ -301,7 +301,13 @@ pub(crate) fn run(
     let publisher = {
         let (shared, times) = (Arc::clone(&of_publishers), times.clone());
         let Scenario { load, payload_bytes, .. } = scenario;
-        let work = Publishing { load, payload_bytes, schedule: times.schedule(&scenario), span: times.span };
+        let work = Publishing {
+            load,
+            payload_bytes,
+            schedule: times.schedule(&scenario),
+            span: times.span,
+            servers: None,
+        };
         spawn("publisher".to_owned(), move || publish_all(publishers, work, &times.windows, &shared, &[]))?
     };
     let watched = watch(&times, nodes, clock, interrupted);

@@ -31,8 +31,8 @@ pub(crate) struct Group {
     /// `SO_RCVBUF`. The kernel keeps twice as much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_buffer_bytes: Option<usize>,
-    /// When the connection ends, it connects again and goes on, and that is no failure. So do all where there are several
-    /// servers; flaky ones do in any case.
+    /// When the connection ends, it connects again and goes on, and that is no failure. So do publishers then, and all where there
+    /// are several servers; flaky ones do in any case.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub comes_back: bool,
     /// Names of the phases that they are there for; all if empty. Not for healthy ones.

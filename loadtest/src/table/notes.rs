@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{bottleneck, grouped, label, median_of, nanos, percent, phases, rate, time};
 use crate::ledger::Account;
+use crate::publishers::Returns;
 use crate::result::{Bottleneck, PhaseResult, Repetition, RunFile, ScenarioResult};
 use crate::verdict::back_to_normal_after;
 
@@ -122,6 +123,15 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
     for why in &repetition.ended {
         note(format!("a connection ended early: {why}"));
     }
+    let Returns { times, unacknowledged, unsent } = repetition.returns;
+    if repetition.returns != Returns::default() {
+        note(format!(
+            "publishers came back {} times: {} samples were not acknowledged when a connection ended, {} fell due meanwhile and were not sent",
+            grouped(times),
+            grouped(unacknowledged),
+            grouped(unsent)
+        ));
+    }
     if repetition.account.resumed > 0 {
         note(format!("healthy subscribers: {}", lives(&repetition.account)));
     }
@@ -161,6 +171,13 @@ fn lives(account: &Account) -> String {
         grouped(account.resumed),
         grouped(account.replayed)
     );
+    if account.unseen > 0 {
+        let _ = write!(
+            text,
+            "; {} samples of streams that began meanwhile came before the first one that it was told of",
+            grouped(account.unseen)
+        );
+    }
     if account.resets > 0 {
         let _ = write!(
             text,
