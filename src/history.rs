@@ -84,6 +84,8 @@ pub struct Standing {
     pub next: Seq,
     /// The last sequence that was sealed into a frame.
     pub sealed: Seq,
+    /// Whether it is another server's and on its way here, so that a client may have more of it than this server has yet.
+    pub lags: bool,
 }
 
 /// A ring's place in its worker's history.

@@ -265,7 +265,7 @@ impl Ring {
         let (seq, reset) = match start {
             Start::Since(cursor) => {
                 let seq = cursor.as_ref().and_then(|cursor| cursor.seq_in(self.of.epoch, &self.lineage));
-                match seq.filter(|seq| *seq <= head) {
+                match seq.filter(|seq| *seq <= head || at.lags) {
                     Some(seq) => (seq + 1, false),
                     None => (oldest, true),
                 }
@@ -279,7 +279,7 @@ impl Ring {
         let kept = self.samples_from(seq) + (head + 1).saturating_sub(seq.max(at.sealed + 1));
         let outcome = match reset {
             true => ReplayOutcome::Reset,
-            false if kept < at.next - seq => ReplayOutcome::Partial,
+            false if kept < at.next.saturating_sub(seq) => ReplayOutcome::Partial,
             false => ReplayOutcome::Replayed,
         };
         Begin { seq, outcome, samples: kept }

@@ -101,7 +101,7 @@ impl Home {
     }
 
     fn standing(&self) -> Standing {
-        Standing { of: OF, next: self.next, sealed: self.next - 1 }
+        Standing { of: OF, next: self.next, sealed: self.next - 1, lags: false }
     }
 
     fn begin(&self, start: &Start) -> (Seq, &'static str, u64) {
@@ -212,6 +212,17 @@ fn a_cursor_says_where_to_begin() {
     ];
     for (start, expected) in rows {
         assert_eq!(home.begin(&start), expected, "{start:?}");
+    }
+    // Of another server's stream the client may have more than has come here.
+    let behind = Standing { lags: true, ..home.standing() };
+    for (start, expected) in [
+        (since("9:21"), (22, "replayed", 0)),
+        (since("9:99"), (100, "replayed", 0)),
+        (since("8:15"), (11, "reset", 10)),
+        (since("9:15"), (16, "replayed", 5)),
+    ] {
+        let Begin { seq, outcome, samples } = home.history.begin(Some(home.key), &start, behind, home.now);
+        assert_eq!((seq, outcome.label(), samples), expected, "{start:?}");
     }
     // Two more are published and in no frame yet.
     let open = Standing { next: 23, ..home.standing() };

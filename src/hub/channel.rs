@@ -181,7 +181,8 @@ impl Channel {
     pub fn standing(&self) -> Standing {
         let newest = self.next_seq - 1;
         let sealed = self.kept_class().map_or(newest, |class| class.batch.settled(newest));
-        Standing { of: self.stream(), next: self.next_seq, sealed }
+        let lags = self.info.origin.is_some() && self.ring.is_some();
+        Standing { of: self.stream(), next: self.next_seq, sealed, lags }
     }
 
     /// The class that the history is made of.

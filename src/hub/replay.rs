@@ -319,7 +319,8 @@ impl Hub {
     }
 
     /// Makes a part of the past, and returns how many bytes it has. If it ends at the newest sample, the receiver joins its class with
-    /// it; if only samples that are not sealed yet are missing, and they are about to be, it waits for them.
+    /// it; if only samples that are not sealed yet are missing, and they are about to be, it waits for them. So it does for those of
+    /// another server that its receiver has already.
     fn serve(&mut self, fetch: Fetch, now: Now) -> usize {
         let (info, class) = (Arc::clone(&fetch.info), fetch.class);
         let channel = self.channel_at_home(&info, now);
@@ -335,6 +336,10 @@ impl Hub {
         }
         let joined = if !complete {
             None
+        } else if part.next > standing.next {
+            // Its receiver comes from a server that was faster, and has what is still on its way here.
+            self.replays.at_end.entry(info.id).or_default().push(fetch);
+            return 0;
         } else if kept_class == Some(class) && part.next == standing.sealed + 1 {
             // The batch that is open begins where the history ends.
             self.channel_at_home(&info, now).join_kept(fetch.worker);
