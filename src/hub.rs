@@ -310,7 +310,7 @@ impl Hub {
             ToWorker::Revoke(revoked, issued_s) => self.revoke(&revoked, issued_s),
             ToWorker::Keys(keys) => self.keep_keys(&keys),
             ToWorker::Drain => self.drain(now),
-            ToWorker::Sealed => self.note_sealed(now),
+            ToWorker::Sealed => self.note_sealed(),
         }
     }
 
@@ -387,6 +387,9 @@ impl Hub {
         ack: Option<(Publisher, u64)>,
         now: Now,
     ) {
+        if self.draining {
+            return;
+        }
         self.channel_at_home(info, now);
         let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
         if !self.sealed.is_empty() {
@@ -622,22 +625,21 @@ impl Hub {
         (0..self.router.workers()).filter(move |&worker| worker != this)
     }
 
-    /// Seals everything, and tells every worker.
+    /// Seals everything for good, and tells every worker. Nothing is taken any more: what were acknowledged from here on would come
+    /// behind the goodbye, and be lost to those who leave now.
     fn drain(&mut self, now: Now) {
         self.draining = true;
         self.seal_channels(now);
         self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));
-        self.note_sealed(now);
+        self.note_sealed();
     }
 
     /// Once all workers have sealed, their last frames are in the outboxes here, and every connection ends.
-    fn note_sealed(&mut self, now: Now) {
+    fn note_sealed(&mut self) {
         self.workers_sealed += 1;
         if self.workers_sealed < self.router.workers() {
             return;
         }
-        // What has come in the meantime.
-        self.seal_channels(now);
         for (_, member) in &self.members {
             member.handle.end(CloseReason::Drain);
         }
