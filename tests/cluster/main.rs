@@ -12,6 +12,8 @@ use tidewire::broker::Kind;
 mod cases;
 mod faults;
 mod follower;
+mod proxy;
+mod restart;
 mod rig;
 #[path = "../broker/servers.rs"]
 #[expect(dead_code, reason = "the contract's tests need more of it")]
@@ -35,6 +37,7 @@ macro_rules! for_each_case {
             cases other_codecs_and_fewer_samples;
             cases few_messages_for_many_samples;
             cases resume_on_another_server;
+            cases resume_ahead_of_the_other_server;
             faults absent_at_the_start;
             faults killed_and_started_again;
             faults stopped_for_a_while;
@@ -42,6 +45,7 @@ macro_rules! for_each_case {
             faults full;
             faults foreign_messages;
             faults an_older_history;
+            restart rolling_restart;
         }
     };
 }
@@ -94,5 +98,17 @@ fn table() {
             })
             .collect();
         println!("| {} | {} |", name.replace('_', " "), outcomes.join(" | "));
+    }
+}
+
+/// The ledger of a rolling restart, a row for each broker. With `TIDEWIRE_RESTART_TABLE=1`.
+#[test]
+fn restart_table() {
+    if std::env::var_os("TIDEWIRE_RESTART_TABLE").is_none() {
+        return;
+    }
+    println!("{}", restart::HEAD);
+    for kind in Kind::ALL {
+        println!("{}", restart::restart_all(kind).row(kind));
     }
 }
