@@ -56,11 +56,11 @@ prepare_clippy() {
   cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
 }
 
-# The brokers of the tests. Their packages start a service each where there is an init system; the tests use none of it,
+# The brokers of the tests, and a proxy. Their packages start a service each where there is an init system; the tests use none of it,
 # so a binary that is on the PATH already will do.
 prepare_tests() {
   local path=$PATH:/usr/sbin name
-  for name in redis-server nats-server; do
+  for name in redis-server nats-server nginx; do
     PATH=$path command -v "$name" >/dev/null || apt_install "$name"
   done
 }

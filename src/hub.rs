@@ -302,7 +302,7 @@ impl Hub {
             ToWorker::Revoke(revoked, issued_s) => self.revoke(&revoked, issued_s),
             ToWorker::Keys(keys) => self.keep_keys(&keys),
             ToWorker::Drain => self.drain(now),
-            ToWorker::Sealed => self.note_sealed(now),
+            ToWorker::Sealed => self.note_sealed(),
         }
     }
 
@@ -383,13 +383,17 @@ impl Hub {
         ack: Option<(Publisher, u64)>,
         now: Now,
     ) {
+        if self.draining {
+            self.metrics.counters.samples_after_drain += block.spans.len() as u64;
+            return;
+        }
         self.begin_channel(info, now);
         let seq = self.with_channel(info.id, now, |channel, flush| channel.publish(block, flush));
         // Before its frame goes to the disk, which may refuse it.
         if let (Some((publisher, ack)), Some(seq)) = (ack, seq) {
             let waiting = Waiting { publisher, ack, seq, count: block.count() };
             let safe = info.life.is_some() && self.router.durable().is_some_and(|it| it.is_healthy());
-            if !(safe && !self.draining && self.acks.wait(info.id, waiting)) {
+            if !(safe && self.acks.wait(info.id, waiting)) {
                 self.ack(info.id, waiting, Guarantee::Accepted);
             }
         }
@@ -645,8 +649,9 @@ impl Hub {
         (0..self.router.workers()).filter(move |&worker| worker != this)
     }
 
-    /// Seals everything, and tells every worker. Nobody is there any more when the disk has it, so publishers are told what is
-    /// true now.
+    /// Seals everything for good, and tells every worker. Nothing is taken any more: what were acknowledged from here on would come
+    /// behind the goodbye, and be lost to those who leave now. Who waits for the disk is told what is true now, since nobody is there
+    /// any more when it has what it was given.
     fn drain(&mut self, now: Now) {
         self.draining = true;
         if self.worker == 0 {
@@ -655,25 +660,18 @@ impl Hub {
         self.seal_channels(now);
         self.ack_all_accepted();
         self.other_workers().for_each(|worker| self.router.send(worker, ToWorker::Sealed));
-        self.note_sealed(now);
+        self.note_sealed();
     }
 
     /// Once all workers have sealed, their last frames are in the outboxes here, and every connection ends.
-    fn note_sealed(&mut self, now: Now) {
+    fn note_sealed(&mut self) {
         self.workers_sealed += 1;
         if self.workers_sealed < self.router.workers() {
             return;
         }
-        // What has come in the meantime.
-        self.seal_channels(now);
         for (_, member) in &self.members {
             member.handle.end(CloseReason::Drain);
         }
-    }
-
-    /// Seals what has come since the connections ended: it is for the disk, and for other servers. The last that a hub is asked for.
-    pub fn finish(&mut self, now: Now) {
-        self.seal_channels(now);
     }
 
     fn seal_channels(&mut self, now: Now) {

@@ -341,10 +341,7 @@ async fn serve_worker(worker: Rc<Worker>, mut inbox: mpsc::Receiver<ToWorker>) -
                             drop(tokio::task::spawn_local(serve));
                         }
                         ToWorker::Cut => worker.cut_connections(),
-                        ToWorker::Stop => {
-                            worker.hub.borrow_mut().finish(now);
-                            return Ok(());
-                        }
+                        ToWorker::Stop => return Ok(()),
                         ToWorker::Drain => {
                             worker.hub.borrow_mut().handle(ToWorker::Drain, now);
                             worker.drain_echoes();

@@ -115,9 +115,10 @@ pub(crate) struct PartArgs {
 /// The server that is measured.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ServerArgs {
-    /// Use this running server instead of starting one: ws://HOST:PORT/ws
+    /// Use this running server instead of starting one: ws://HOST:PORT/ws. Given several times, subscribers are spread over all
+    /// servers, which serve the same channels, as do publishers, who begin at the first, and all go on at the next when theirs is gone
     #[arg(long, value_name = "URL", help_heading = "Server", conflicts_with_all = ["server_bin", "server_workers", "server_arg", "pin_server"])]
-    pub url: Option<String>,
+    pub url: Vec<String>,
     /// Process number of the server at --url, on this machine: its CPU time and memory are reported
     #[arg(long, value_name = "PID", help_heading = "Server", requires = "url")]
     pub server_pid: Option<u32>,

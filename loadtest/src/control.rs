@@ -3,6 +3,8 @@
 //! Own types, not the server's: the server's say what it writes, these say what a client reads, and a client ignores
 //! types and fields that it does not know.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Largest share of a server's text that is shown to a person.
@@ -30,6 +32,9 @@ pub(crate) enum Request<'a> {
         /// Most samples a second of a channel; left to the server if not given.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_rate_hz: Option<f64>,
+        /// Where it goes on.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        since: Option<Since>,
     },
     /// Open a channel for publishing.
     Advertise {
@@ -43,6 +48,16 @@ pub(crate) enum Request<'a> {
         /// Echoed in the answer.
         id: u64,
     },
+}
+
+/// Where a subscription goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Since {
+    /// Of a name: its cursor.
+    One(String),
+    /// Of a pattern: cursors by name.
+    Named(BTreeMap<String, String>),
 }
 
 impl Request<'_> {
@@ -65,6 +80,16 @@ pub(crate) enum Event {
     Advertised(Channel),
     /// A new channel matches the pattern.
     Channel(Channel),
+    /// The past of a channel has come.
+    Live {
+        /// Which.
+        channel: u32,
+    },
+    /// A channel is no more, since its server is not.
+    Ended {
+        /// Which.
+        channel: u32,
+    },
     /// Answer to `ping`.
     Pong {
         /// When the server read the request, by its clock.
@@ -74,6 +99,8 @@ pub(crate) enum Event {
     },
     /// A publish was taken.
     Ack {
+        /// That of the publish.
+        id: u64,
         /// Sequence of its first sample.
         seq: u64,
         /// Its samples.
@@ -83,6 +110,8 @@ pub(crate) enum Event {
     Gap {
         /// Their channel.
         channel: u32,
+        /// No sequence after this one is meant.
+        to: u64,
         /// How many.
         count: u64,
     },
@@ -108,10 +137,33 @@ pub(crate) enum Event {
 pub(crate) struct Channel {
     /// Its number in data frames.
     pub channel: u32,
+    /// Its name, the same on every server.
+    pub name: String,
     /// The life of its sequence.
     pub epoch: u32,
     /// Sequence of the next sample.
     pub seq: u64,
+    /// What comes of the past.
+    pub replay: Option<Replay>,
+}
+
+/// What comes of the past of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Replay {
+    /// All of it, a part, or something else.
+    pub outcome: Outcome,
+}
+
+/// What comes of the past of a channel, compared with what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// All.
+    Replayed,
+    /// What is still kept.
+    Partial,
+    /// The server does not know the place: all that is kept.
+    Reset,
 }
 
 /// A number that may pass 2^53: a string of digits.
@@ -152,6 +204,7 @@ mod tests {
             max_delay_ms: Some(0),
             max_age_ms: Some(7),
             max_rate_hz: Some(2.5),
+            since: Some(Since::Named([("a.b".to_owned(), "7:1,8:2".to_owned())].into())),
         };
         let none = Request::Subscribe {
             id: 1,
@@ -160,11 +213,12 @@ mod tests {
             max_delay_ms: None,
             max_age_ms: None,
             max_rate_hz: None,
+            since: None,
         };
         let cases = [
             (
                 all,
-                r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0,"max_age_ms":7,"max_rate_hz":2.5}"#,
+                r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0,"max_age_ms":7,"max_rate_hz":2.5,"since":{"a.b":"7:1,8:2"}}"#,
             ),
             (none, r#"{"type":"subscribe","id":1,"channel":"a"}"#),
             (Request::Ping { id: 3 }, r#"{"type":"ping","id":3}"#),
@@ -178,15 +232,19 @@ mod tests {
     #[test]
     fn events_are_read_with_what_is_unknown_ignored() {
         let gap = br#"{"type":"gap","channel":3,"from":10,"to":20,"count":11,"reason":"slow","later":1}"#;
-        assert!(matches!(Event::parse(gap), Ok(Event::Gap { channel: 3, count: 11 })));
+        assert!(matches!(Event::parse(gap), Ok(Event::Gap { channel: 3, to: 20, count: 11 })));
         let advertised =
             br#"{"type":"advertised","id":3,"channel":3,"name":"a","epoch":2890124113,"seq":17}"#;
         let Ok(Event::Advertised(channel)) = Event::parse(advertised) else { panic!("advertised") };
-        assert_eq!(channel, Channel { channel: 3, epoch: 2_890_124_113, seq: 17 });
+        assert_eq!(
+            channel,
+            Channel { channel: 3, name: "a".into(), epoch: 2_890_124_113, seq: 17, replay: None }
+        );
         let channel =
-            br#"{"type":"channel","subscription":"a.*","channel":4,"name":"a.b","epoch":7,"seq":1}"#;
+            br#"{"type":"channel","subscription":"a.*","channel":4,"name":"a.b","epoch":7,"seq":1,"replay":{"outcome":"partial","samples":3}}"#;
+        let replay = Some(Replay { outcome: Outcome::Partial });
         let Ok(Event::Channel(channel)) = Event::parse(channel) else { panic!("channel") };
-        assert_eq!(channel, Channel { channel: 4, epoch: 7, seq: 1 });
+        assert_eq!(channel, Channel { channel: 4, name: "a.b".into(), epoch: 7, seq: 1, replay });
         let pong =
             br#"{"type":"pong","id":4,"received_ns":"1763864091124000000","sent_ns":"1763864091124007000"}"#;
         let Ok(Event::Pong { received_ns, sent_ns }) = Event::parse(pong) else { panic!("pong") };

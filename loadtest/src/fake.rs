@@ -27,11 +27,19 @@ pub(crate) enum Fault {
     Announced,
     /// Subscribers are cut off at the tenth sample.
     CutOff,
+    /// Every connection of a subscriber ends at every twentieth sample, unless it is of the past.
+    GoneAway,
+    /// That of a publisher ends behind every twentieth sample, which is taken and not acknowledged.
+    Unacknowledged,
 }
 
 #[derive(Debug, Default)]
 struct State {
     seq: u64,
+    /// What was advertised.
+    name: String,
+    /// Everything that was published: the first sequence, and the block.
+    past: Vec<(u64, proto::Block)>,
     subscribers: Vec<Far>,
 }
 
@@ -161,14 +169,35 @@ fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
     loop {
         let (opcode, payload) = receive(&mut reader)?;
         let mut state = state.lock().unwrap();
-        let entry = format!(r#""channel":7,"name":"x","epoch":9,"seq":{}"#, state.seq + 1);
+        let request: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
+        let asked = request["channel"].as_str().unwrap_or_default();
+        if request["type"] == "advertise" {
+            asked.clone_into(&mut state.name);
+        }
+        let name = if state.name.is_empty() { asked } else { &state.name };
+        let since = request["since"].as_str().or_else(|| request["since"][name].as_str());
+        let since: Option<u64> = since.and_then(|cursor| cursor.strip_prefix("9:")?.parse().ok());
+        let next = since.unwrap_or(state.seq) + 1;
+        let replay = since.map_or("", |_| r#","replay":{"outcome":"replayed","samples":0}"#);
+        let entry = format!(r#""channel":7,"name":"{name}","epoch":9,"seq":{next}{replay}"#);
         match opcode {
-            1 if payload.windows(9).any(|window| window == b"advertise") => {
+            1 if request["type"] == "advertise" => {
                 send(stream, 1, format!(r#"{{"type":"advertised","id":1,{entry}}}"#).as_bytes())?;
             }
             1 => {
                 let subscribed = format!(r#"{{"type":"subscribed","id":1,"channels":[{{{entry}}}]}}"#);
                 send(stream, 1, subscribed.as_bytes())?;
+                if since.is_some() {
+                    for (seq, block) in state.past.iter().filter(|(seq, _)| *seq >= next) {
+                        let fault = if fault == Fault::GoneAway { Fault::Sound } else { fault };
+                        deliver(stream, fault, *seq, block)?;
+                    }
+                    send(
+                        stream,
+                        1,
+                        format!(r#"{{"type":"live","channel":7,"seq":{}}}"#, state.seq + 1).as_bytes(),
+                    )?;
+                }
                 state.subscribers.push(stream.clone());
             }
             2 => publish(stream, &mut state, fault, proto::Publish::decode(&payload[..]).ok()?)?,
@@ -181,27 +210,35 @@ fn publish(publisher: &Far, state: &mut State, fault: Fault, publish: proto::Pub
     let block = publish.block?;
     let (seq, count) = (state.seq + 1, block.samples.len());
     state.seq += u64::try_from(count).ok()?;
-    let lose = seq.is_multiple_of(3) && matches!(fault, Fault::Silent | Fault::Announced);
-    let count = u32::try_from(count).ok()?;
-    let frame =
-        proto::Frame { channel: 7, epoch: 9, seq, count, blocks: vec![block], ..proto::Frame::default() };
-    let frame = frame.encode_to_vec();
-    let gap =
-        format!(r#"{{"type":"gap","channel":7,"from":{seq},"to":{seq},"count":{count},"reason":"slow"}}"#);
-    state.subscribers.retain(|subscriber| {
-        let sent = match fault {
-            Fault::CutOff if seq == 10 => send(subscriber, 8, b"\x11\x3dtoo slow").and(None),
-            Fault::Announced if lose => send(subscriber, 1, gap.as_bytes()),
-            _ if lose => Some(()),
-            _ => send(subscriber, 2, &frame),
-        };
-        sent.is_some()
-    });
+    state.subscribers.retain(|subscriber| deliver(subscriber, fault, seq, &block).is_some());
+    state.past.push((seq, block));
+    if fault == Fault::Unacknowledged && seq.is_multiple_of(20) {
+        return None;
+    }
     if publish.ack != 0 {
-        let ack = format!(r#"{{"type":"ack","id":1,"channel":7,"seq":{seq},"count":{count}}}"#);
+        let id = publish.ack;
+        let ack = format!(r#"{{"type":"ack","id":{id},"channel":7,"seq":{seq},"count":{count}}}"#);
         send(publisher, 1, ack.as_bytes())?;
     }
     Some(())
+}
+
+/// To a subscriber, with what goes wrong; `None` where it is gone.
+fn deliver(subscriber: &Far, fault: Fault, seq: u64, block: &proto::Block) -> Option<()> {
+    let lose = seq.is_multiple_of(3) && matches!(fault, Fault::Silent | Fault::Announced);
+    let count = u32::try_from(block.samples.len()).ok()?;
+    let blocks = vec![block.clone()];
+    let frame = proto::Frame { channel: 7, epoch: 9, seq, count, blocks, ..proto::Frame::default() };
+    let to = seq + u64::from(count) - 1;
+    let gap =
+        format!(r#"{{"type":"gap","channel":7,"from":{seq},"to":{to},"count":{count},"reason":"slow"}}"#);
+    match fault {
+        Fault::CutOff if seq == 10 => send(subscriber, 8, b"\x11\x3dtoo slow").and(None),
+        Fault::GoneAway if seq.is_multiple_of(20) => send(subscriber, 8, b"\x03\xe9away").and(None),
+        Fault::Announced if lose => send(subscriber, 1, gap.as_bytes()),
+        _ if lose => Some(()),
+        _ => send(subscriber, 2, &frame.encode_to_vec()),
+    }
 }
 
 fn send(stream: &Far, opcode: u8, payload: &[u8]) -> Option<()> {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 
 use hdrhistogram::Histogram;
 
+use crate::books::Heads;
 use crate::churn::Churned;
 use crate::clock::{Clock, nanos};
 use crate::fleet::{PANICKED, Running, Times};
@@ -19,7 +20,7 @@ use crate::run::{Outcome, Phase};
 use crate::scenario::Scenario;
 use crate::snapshot::Snapshot;
 use crate::stages::{Page, ServerStages};
-use crate::subscribers::{Heads, QUIET, Readout};
+use crate::subscribers::{QUIET, Readout};
 use crate::watch::Notes;
 
 /// Reasons of the same kind that are shown.
@@ -42,7 +43,10 @@ pub(crate) fn finish(
     let published = publisher.join().map_err(panicked)?.map_err(failed)?;
     let mut heads = Ok(published.heads.clone());
     if is_shared && !abort {
-        heads = heads_of_all(shared.clock, times.span.end_ns + nanos(QUIET));
+        // What publishers here had to leave may be known nowhere else.
+        heads = heads_of_all(shared.clock, times.span.end_ns + nanos(QUIET)).map(|all| {
+            published.heads.iter().map(|(stream, head)| (stream.clone(), *head)).chain(all).collect()
+        });
     }
     let problem = heads.as_ref().err().cloned();
     if problem.is_some() {
@@ -92,8 +96,7 @@ impl Finished {
     /// Figures of each window, and the books of all.
     pub(crate) fn into_outcome(self, scenario: &Scenario) -> Result<Outcome, String> {
         let Self { times, published, readouts, others, intervals, snapshots, stages, churned } = self;
-        let Published { sent, heads: _, heads_by_epoch: _, refused, refusals, ended: mut reasons } =
-            published;
+        let Published { sent, heads: _, returns, refused, refusals, ended: mut reasons } = published;
         let mut account = Account::default();
         let mut arrived = vec![0; times.windows.len()];
         for readout in readouts {
@@ -153,6 +156,7 @@ impl Finished {
             others: others.accounts,
             churned,
             server_before: None,
+            returns,
             refused,
             refusals,
             ended: summarise(reasons),

@@ -8,8 +8,10 @@ use std::thread::{self, JoinHandle};
 
 use crate::churn::{self, Churned};
 use crate::clock::{Clock, nanos};
+use crate::comeback::Comeback;
+use crate::dialect::Dialect;
 use crate::measure::{Counters, Interval, Recorder, Window, boundaries};
-use crate::others::{self, Other, Others};
+use crate::others::{self, Other, Others, Way};
 use crate::pacer::{Pacer, Schedule};
 use crate::publishers::{Published, Publisher, Span, Work, publish_all};
 use crate::run::{INTERRUPTED, Target};
@@ -29,6 +31,7 @@ const SET_UP_PER_THREAD: usize = 32;
 /// Everything connected, nothing running.
 pub(crate) struct Fleet {
     publishers: Vec<Publisher>,
+    /// In turns at the servers, the first one first.
     subscribers: Vec<Subscriber>,
     /// What subscribers subscribe to.
     pub channel: String,
@@ -136,12 +139,14 @@ impl Fleet {
             .iter()
             .filter(|group| group.behaviour == Behaviour::Healthy)
             .flat_map(|group| {
-                let options = Options::of(group, dialect, count_of(whole.publishers));
+                let mut options = Options::of(group, dialect, count_of(whole.publishers));
+                options.comes_back |= !target.others.is_empty();
                 std::iter::repeat_n(options, group.count)
             })
             .collect();
+        let servers = target.servers();
         let subscribers = open_many(members.len(), interrupted, |index, buffer| {
-            Subscriber::open(endpoint, &channel, &members[index], buffer)
+            Subscriber::open(&servers[index % servers.len()], &channel, &members[index], buffer)
                 .map_err(|why| format!("subscriber {} of {}: {why}", index + 1, members.len()))
         })?;
         Ok(Self { publishers, subscribers, channel, publishers_of_all: whole.publishers })
@@ -164,14 +169,18 @@ impl Fleet {
             counters: Arc::clone(&counters),
         });
         let times = Times::new(scenario, start_ns);
+        let (servers, all) = (target.servers(), subscribers.len());
         let (sender, intervals) = sync_channel(INTERVALS_MAX);
-        let threads = target.reader_threads.clamp(1, subscribers.len().max(1));
+        let threads = target.reader_threads.clamp(1, all.max(1));
         let progress: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
         let paced = matches!(scenario.load, Load::Saturating { .. } | Load::Closed { .. });
         let mut readers = Vec::with_capacity(threads);
         for thread in 0..threads {
             let share = subscribers.len().div_ceil(threads - thread);
+            let first = all - subscribers.len();
             let mine: Vec<Subscriber> = subscribers.drain(..share).collect();
+            let places = (first..first + share).map(|index| index % servers.len()).collect();
+            let back = Comeback::new(Arc::clone(&servers), places);
             let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
             let recorder = Recorder::new(
                 &times.windows,
@@ -182,23 +191,28 @@ impl Fleet {
             );
             let recorder = if paced { recorder.sparse() } else { recorder };
             readers.push(spawn(format!("reader-{thread}"), move || {
-                read_all(mine, &shared, recorder, &progress[thread], paced)
+                read_all(mine, &shared, recorder, (&progress[thread], paced), back)
             })?);
         }
         let publisher = {
             let (shared, progress, times) = (Arc::clone(&shared), Arc::clone(&progress), times.clone());
             let Scenario { load, payload_bytes, .. } = *scenario;
-            let work = Work { load, payload_bytes, schedule: times.schedule(scenario), span: times.span };
+            let schedule = times.schedule(scenario);
+            let comes_back = !target.others.is_empty() || scenario.groups.iter().any(|it| it.comes_back);
+            let goes_on = comes_back && target.dialect == Dialect::Tidewire;
+            let servers = goes_on.then(|| Arc::clone(&servers));
+            let work = Work { load, payload_bytes, schedule, span: times.span, servers };
             spawn("publisher".to_owned(), move || {
                 publish_all(publishers, work, &times.windows, &shared, &progress)
             })?
         };
         let publishers = count_of(publishers_of_all);
-        let company = Other::all(scenario, &times, target.dialect, publishers);
+        let company = Other::all(scenario, &times, target, publishers);
         let others = if company.is_empty() {
             None
         } else {
-            let (shared, endpoint, channel) = (Arc::clone(&shared), target.endpoint.clone(), channel.clone());
+            let shared = Arc::clone(&shared);
+            let way = Way { servers, channel: channel.clone() };
             let recorder = |it: &Other| {
                 (
                     it.label(),
@@ -212,9 +226,7 @@ impl Fleet {
                 )
             };
             let recorders = company.iter().map(recorder).collect();
-            Some(spawn("others".to_owned(), move || {
-                others::act(company, &endpoint, &channel, &shared, recorders)
-            })?)
+            Some(spawn("others".to_owned(), move || others::act(company, &way, &shared, recorders))?)
         };
         let options =
             scenario.groups.first().map(|it| Options::of(it, target.dialect, publishers)).unwrap_or_default();

@@ -5,6 +5,14 @@
 
 use std::ops::AddAssign;
 
+/// A place up to which everything came or was announced, and what had come and been announced there.
+#[derive(Clone, Copy, Debug)]
+struct Even {
+    upto: u64,
+    received: u64,
+    announced: u64,
+}
+
 /// The running count of one channel, from `subscribed` on.
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
@@ -16,6 +24,10 @@ pub(crate) struct Ledger {
     received: u64,
     announced: u64,
     irregular: u64,
+    /// The newest sequence that came or that a notice named.
+    newest: u64,
+    /// The last place at which nothing was missing: where it goes on in another connection.
+    even: Even,
     /// Whether what is missing is announced: then only a notice accounts for it. Else a newer sequence does.
     has_notices: bool,
     /// The next frame says where the books begin.
@@ -32,6 +44,8 @@ impl Ledger {
             received: 0,
             announced: 0,
             irregular: 0,
+            newest: first.saturating_sub(1),
+            even: Even { upto: first.saturating_sub(1), received: 0, announced: 0 },
             has_notices: true,
             opens_late: false,
         }
@@ -55,11 +69,34 @@ impl Ledger {
         }
         self.received += count;
         self.next = last + 1;
+        self.newest = self.newest.max(last);
+        self.settle();
     }
 
-    /// A `gap` notice for `count` samples.
-    pub(crate) fn on_gap(&mut self, count: u64) {
+    /// A `gap` notice for `count` samples, the last of them `to` at the most.
+    pub(crate) fn on_gap(&mut self, to: u64, count: u64) {
         self.announced += count;
+        self.newest = self.newest.max(to);
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        if self.has_notices && self.received + self.announced == (self.newest + 1).saturating_sub(self.first)
+        {
+            let Self { received, announced, .. } = *self;
+            self.even = Even { upto: self.newest, received, announced };
+        }
+    }
+
+    /// Up to where nothing is missing. A notice may come ahead of frames, so this may be before the newest sample.
+    pub(crate) const fn place(&self) -> u64 {
+        self.even.upto
+    }
+
+    /// Another connection goes on behind [`place`](Self::place): what came or was announced beyond it does so again.
+    pub(crate) fn go_on(&mut self) {
+        let Even { upto, received, announced } = self.even;
+        (self.received, self.announced, self.next, self.newest) = (received, announced, upto + 1, upto);
     }
 
     /// The life of the sequence.
@@ -87,10 +124,14 @@ impl Ledger {
         self.progress() == self.next - self.first
     }
 
+    /// The newest sequence that it knows of. What was announced ahead of frames that are still to come was published, too.
+    pub(crate) fn known(&self) -> u64 {
+        self.next.max(self.first + self.progress()).saturating_sub(1)
+    }
+
     /// Closes the books of a subscriber that goes: over what it knows of, since nobody knows what was published meanwhile.
     pub(crate) fn close_here(&self) -> Account {
-        // What was announced ahead of frames that are still to come was published, too.
-        self.close(self.next.max(self.first + self.progress()).saturating_sub(1))
+        self.close(self.known())
     }
 
     /// Closes the books: `head` is the newest sequence of the channel.
@@ -104,6 +145,7 @@ impl Ledger {
             unannounced: published.saturating_sub(accounted),
             excess: accounted.saturating_sub(published),
             irregular: self.irregular,
+            ..Account::default()
         }
     }
 
@@ -130,10 +172,22 @@ pub(crate) struct Account {
     pub excess: u64,
     /// Frames out of order, repeated or of a wrong epoch.
     pub irregular: u64,
+    /// Samples among those that came which are of the past: of the time without a connection, mostly.
+    #[serde(default)]
+    pub replayed: u64,
+    /// Connections that went on where another had ended.
+    #[serde(default)]
+    pub resumed: u64,
+    /// Channels that could not go on, since the server does not have what was seen of them: their books begin anew.
+    #[serde(default)]
+    pub resets: u64,
+    /// Samples of streams that began meanwhile, before the first one that the subscriber was told of. They are published, too.
+    #[serde(default)]
+    pub unseen: u64,
 }
 
 impl Account {
-    /// Whether `published = received + announced` holds exactly, in order.
+    /// Whether `published = received + announced + unseen` holds exactly, in order.
     pub(crate) fn is_exact(&self) -> bool {
         self.unannounced == 0 && self.excess == 0 && self.irregular == 0
     }
@@ -147,6 +201,10 @@ impl AddAssign for Account {
         self.unannounced += other.unannounced;
         self.excess += other.excess;
         self.irregular += other.irregular;
+        self.replayed += other.replayed;
+        self.resumed += other.resumed;
+        self.resets += other.resets;
+        self.unseen += other.unseen;
     }
 }
 
@@ -157,7 +215,8 @@ mod tests {
 
     enum Step {
         Frame(u32, u64, u64, u64),
-        Gap(u64),
+        /// Up to this sequence, and how many.
+        Gap(u64, u64),
     }
     use Step::{Frame, Gap};
 
@@ -167,12 +226,12 @@ mod tests {
         let cases: [(&str, Vec<Step>, u64, [u64; 5]); 9] = [
             ("nothing published", vec![], 4, [0, 0, 0, 0, 0]),
             ("all came", vec![Frame(1, 5, 6, 2), Frame(1, 7, 7, 1)], 7, [3, 0, 0, 0, 0]),
-            ("a hole, announced", vec![Frame(1, 5, 5, 1), Gap(2), Frame(1, 8, 8, 1)], 8, [2, 2, 0, 0, 0]),
+            ("a hole, announced", vec![Frame(1, 5, 5, 1), Gap(7, 2), Frame(1, 8, 8, 1)], 8, [2, 2, 0, 0, 0]),
             ("a hole, not announced", vec![Frame(1, 5, 5, 1), Frame(1, 8, 8, 1)], 8, [2, 0, 2, 0, 0]),
             ("the tail is missing", vec![Frame(1, 5, 5, 1)], 8, [1, 0, 3, 0, 0]),
-            ("the tail is announced", vec![Frame(1, 5, 5, 1), Gap(3)], 8, [1, 3, 0, 0, 0]),
-            ("conflated, announced", vec![Frame(1, 5, 9, 2), Gap(3)], 9, [2, 3, 0, 0, 0]),
-            ("announced and delivered", vec![Frame(1, 5, 6, 2), Gap(1)], 6, [2, 1, 0, 1, 0]),
+            ("the tail is announced", vec![Frame(1, 5, 5, 1), Gap(8, 3)], 8, [1, 3, 0, 0, 0]),
+            ("conflated, announced", vec![Frame(1, 5, 9, 2), Gap(9, 3)], 9, [2, 3, 0, 0, 0]),
+            ("announced and delivered", vec![Frame(1, 5, 6, 2), Gap(6, 1)], 6, [2, 1, 0, 1, 0]),
             (
                 "repeated, another epoch, impossible count",
                 vec![Frame(1, 5, 6, 2), Frame(1, 6, 6, 1), Frame(2, 7, 7, 1), Frame(1, 7, 7, 2)],
@@ -185,7 +244,7 @@ mod tests {
             for step in steps {
                 match step {
                     Frame(epoch, first, last, count) => ledger.on_frame(epoch, first, last, count),
-                    Gap(count) => ledger.on_gap(count),
+                    Gap(to, count) => ledger.on_gap(to, count),
                 }
             }
             let account = ledger.close(head);
@@ -224,20 +283,51 @@ mod tests {
             (vec![], true, [0, 0, 0]),
             (vec![Frame(1, 5, 6, 2)], true, [2, 0, 0]),
             (vec![Frame(1, 5, 6, 2), Frame(1, 9, 9, 1)], false, [5, 2, 0]),
-            (vec![Frame(1, 5, 6, 2), Gap(4)], false, [6, 0, 0]),
-            (vec![Frame(1, 5, 6, 2), Gap(2), Frame(1, 9, 9, 1)], true, [5, 0, 0]),
+            (vec![Frame(1, 5, 6, 2), Gap(10, 4)], false, [6, 0, 0]),
+            (vec![Frame(1, 5, 6, 2), Gap(8, 2), Frame(1, 9, 9, 1)], true, [5, 0, 0]),
         ];
         for (index, (steps, even, expected)) in cases.into_iter().enumerate() {
             let mut ledger = Ledger::new(1, 5);
             for step in steps {
                 match step {
                     Frame(epoch, first, last, count) => ledger.on_frame(epoch, first, last, count),
-                    Gap(count) => ledger.on_gap(count),
+                    Gap(to, count) => ledger.on_gap(to, count),
                 }
             }
             let account = ledger.close_here();
             assert_eq!([account.published, account.unannounced, account.excess], expected, "{index}");
             assert_eq!(ledger.is_even(), even, "{index}");
+        }
+    }
+
+    #[test]
+    fn it_goes_on_where_nothing_is_missing() {
+        // (what it shows, steps of a connection, its place, [published, received] up to sequence 12 when all behind it comes)
+        let cases: [(&str, Vec<Step>, u64); 6] = [
+            ("nothing came", vec![], 4),
+            ("all came", vec![Frame(1, 5, 6, 2), Frame(1, 7, 7, 1)], 7),
+            ("a hole that was not explained in time", vec![Frame(1, 5, 6, 2), Frame(1, 9, 9, 1)], 6),
+            ("a notice ahead of frames", vec![Frame(1, 5, 5, 1), Gap(9, 2), Frame(1, 6, 6, 1)], 5),
+            ("and the frames", vec![Frame(1, 5, 5, 1), Gap(9, 2), Frame(1, 6, 7, 2)], 9),
+            ("thinned", vec![Frame(1, 5, 9, 2), Gap(9, 3), Frame(1, 11, 11, 1)], 9),
+        ];
+        for (name, steps, place) in cases {
+            let mut ledger = Ledger::new(1, 5);
+            for step in steps {
+                match step {
+                    Frame(epoch, first, last, count) => ledger.on_frame(epoch, first, last, count),
+                    Gap(to, count) => ledger.on_gap(to, count),
+                }
+            }
+            assert_eq!((ledger.epoch(), ledger.place()), (1, place), "{name}");
+            ledger.go_on();
+            ledger.on_frame(1, place + 1, 12, 12 - place);
+            let account = ledger.close(12);
+            assert!(account.is_exact(), "{name}: {account:?}");
+            assert_eq!((account.published, ledger.place()), (8, 12), "{name}");
+            // What comes twice in a connection is a mistake of the server.
+            ledger.on_frame(1, 12, 12, 1);
+            assert_eq!(ledger.close(12).irregular, 1, "{name}");
         }
     }
 
@@ -251,7 +341,7 @@ mod tests {
                 next += count;
             }
             prop_assert_eq!(ledger.close(next - 1).unannounced, left_out);
-            ledger.on_gap(left_out);
+            ledger.on_gap(next - 1, left_out);
             prop_assert!(ledger.close(next - 1).is_exact());
         }
     }

@@ -3,11 +3,13 @@
 mod accept;
 mod access;
 mod args;
+mod books;
 mod bottleneck;
 mod churn;
 mod clock;
 mod cluster;
 mod codecs;
+mod comeback;
 mod compare;
 mod control;
 mod data;

@@ -107,6 +107,7 @@ pub(crate) fn merge_repetitions(parts: &[&Repetition], server_cpus: usize) -> Re
         others,
         visits: merge_visits(parts.iter().filter_map(|it| it.visits.as_ref()))?,
         idle_bytes_per_connection: parts.iter().find_map(|it| it.idle_bytes_per_connection),
+        returns: parts.iter().map(|it| it.returns).sum(),
         refused: parts.iter().map(|it| it.refused).sum(),
         refusals,
         ended: summarise(parts.iter().flat_map(|it| it.ended.iter().cloned()).collect()),

@@ -1,21 +1,26 @@
 //! The subscribers that are not healthy: slow ones, stalled ones, tabs that pause, networks that fail. One thread acts all
 //! of them, by the clock. Each has books of its own; what it reads is recorded as the age of samples, not as latency.
 //!
-//! A subscriber that goes before the publishers have stopped cannot know what was published while it was there. So it goes
-//! at the first moment at which its books balance (what it got and what it was told of are all that it knows of), or when
-//! it has waited long enough for that; what then is missing counts as lost without a word.
+//! A subscriber that goes for good before the publishers have stopped cannot know what was published while it was there. So it
+//! goes at the first moment at which its books balance (what it got and what it was told of are all that it knows of), or when
+//! it has waited long enough for that; what then is missing counts as lost without a word. One that comes back goes at any
+//! moment: its books go on with the next connection, which brings what it missed, or says that it does not.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::books::Books;
 use crate::clock::nanos;
+use crate::comeback::{Attempts, is_worth_it};
 use crate::dialect::Dialect;
 use crate::fleet::Times;
 use crate::ledger::Account;
 use crate::measure::Recorder;
 use crate::poll::Poll;
+use crate::run::Target;
 use crate::scenario::{Behaviour, Policy, Scenario};
 use crate::subscribers::{Options, QUIET, Shared, Subscriber};
 use crate::ws::{Endpoint, READ_BUFFER_BYTES};
@@ -29,6 +34,15 @@ const SIP: Duration = Duration::from_millis(10);
 /// Never.
 const NEVER: u64 = u64::MAX;
 
+/// Where they go.
+#[derive(Debug)]
+pub(crate) struct Way {
+    /// The servers. Who was at one of them tries the next.
+    pub servers: Arc<[Endpoint]>,
+    /// Name or pattern.
+    pub channel: String,
+}
+
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct Other {
@@ -38,6 +52,12 @@ pub(crate) struct Other {
     present: Vec<(u64, u64)>,
     state: State,
     subscriber: Option<Subscriber>,
+    /// Those of the connection before, until the next one goes on with them.
+    books: Option<Books>,
+    /// The server that it is at, or tries next.
+    at: usize,
+    /// While it tries to come back.
+    attempts: Option<Attempts>,
     /// Whether the poll watches its socket.
     watched: bool,
 }
@@ -53,6 +73,8 @@ enum State {
     Resting { until_ns: u64 },
     /// Reads a little at a time.
     Sipping { last_ns: u64, budget: u64 },
+    /// Goes now, and is away until `until_ns`.
+    Leaving { until_ns: u64 },
     /// Reads until its books balance, then goes, then is away until `until_ns`.
     Going { deadline_ns: u64, until_ns: u64 },
     /// The publishers have stopped: reads everything.
@@ -63,7 +85,8 @@ enum State {
 
 impl Other {
     /// Everybody in the scenario who is not healthy.
-    pub(crate) fn all(scenario: &Scenario, times: &Times, dialect: Dialect, publishers: u32) -> Vec<Self> {
+    pub(crate) fn all(scenario: &Scenario, times: &Times, target: &Target, publishers: u32) -> Vec<Self> {
+        let (dialect, is_one) = (target.dialect, target.others.is_empty());
         let parts = scenario.parts();
         let groups = scenario.groups.iter().filter(|group| group.behaviour != Behaviour::Healthy);
         groups
@@ -85,12 +108,17 @@ impl Other {
                     *last_ns = NEVER;
                 }
                 let until_ns = present.first().map_or(NEVER, |it| it.0);
-                (0..group.count).map(move |_| Self {
-                    options: Options::of(group, dialect, publishers),
+                let mut options = Options::of(group, dialect, publishers);
+                options.comes_back |= !is_one;
+                (0..group.count).map(move |at| Self {
+                    options,
                     behaviour: group.behaviour,
                     present: present.clone(),
                     state: State::Away { until_ns },
                     subscriber: None,
+                    books: None,
+                    at,
+                    attempts: None,
                     watched: false,
                 })
             })
@@ -135,7 +163,12 @@ impl Other {
                 State::Reading { until_ns: now_ns + nanos(every_s) }
             }
             (State::Reading { until_ns }, Behaviour::Flaky { away_s, .. }) if now_ns >= until_ns => {
-                going(now_ns + nanos(away_s))
+                let until_ns = now_ns + nanos(away_s);
+                match self.options.dialect {
+                    // Only Tidewire's goes on.
+                    Dialect::Tidewire if now_ns < self.leaves_at(now_ns) => State::Leaving { until_ns },
+                    _ => going(until_ns),
+                }
             }
             (State::Reading { .. } | State::Resting { .. } | State::Sipping { .. }, _)
                 if now_ns >= self.leaves_at(now_ns) =>
@@ -164,15 +197,13 @@ pub(crate) struct Others {
 /// Acts all of them, until the publishers have stopped and the books are closed. `recorders` has one for each behaviour.
 pub(crate) fn act(
     company: Vec<Other>,
-    endpoint: &Endpoint,
-    channel: &str,
+    way: &Way,
     shared: &Shared,
     recorders: BTreeMap<&'static str, Recorder>,
 ) -> io::Result<Others> {
     let mut stage = Stage {
         company,
-        endpoint,
-        channel,
+        way,
         shared,
         recorders,
         poll: Poll::new()?,
@@ -185,8 +216,7 @@ pub(crate) fn act(
 
 struct Stage<'a> {
     company: Vec<Other>,
-    endpoint: &'a Endpoint,
-    channel: &'a str,
+    way: &'a Way,
     shared: &'a Shared,
     recorders: BTreeMap<&'static str, Recorder>,
     poll: Poll,
@@ -225,9 +255,11 @@ impl Stage<'_> {
         let other = &mut self.company[index];
         let Some(subscriber) = &other.subscriber else {
             if let State::Away { until_ns } = other.state {
-                if heads.is_some() || until_ns == NEVER {
+                // Whose books are open comes back once more, to close them.
+                let closes = other.books.is_some() && heads.is_some() && other.attempts.is_none();
+                if other.books.is_none() && (heads.is_some() || until_ns == NEVER) {
                     other.state = State::Done;
-                } else if now_ns >= until_ns {
+                } else if closes || now_ns >= until_ns {
                     return self.connect(index);
                 }
             }
@@ -235,19 +267,22 @@ impl Stage<'_> {
         };
         match (other.state, heads) {
             (State::Going { deadline_ns, until_ns }, _) => {
-                if subscriber.is_even() || now_ns >= deadline_ns {
-                    let account = subscriber.close_here();
+                if subscriber.books().is_even() || now_ns >= deadline_ns {
+                    let account = subscriber.books().close_here();
                     return self.let_go(index, account, State::Away { until_ns });
                 }
             }
             (State::CatchingUp { deadline_ns }, Some(heads)) => {
-                if subscriber.is_settled(heads) || now_ns >= deadline_ns {
-                    let account = subscriber.close(heads);
+                if subscriber.books().is_settled(heads) || now_ns >= deadline_ns {
+                    let account = subscriber.books().close(heads);
                     return self.let_go(index, account, State::Done);
                 }
             }
             (_, Some(_)) => other.state = State::CatchingUp { deadline_ns: now_ns + nanos(QUIET) },
             (_, None) => other.state = other.next_state(now_ns),
+        }
+        if let State::Leaving { until_ns } = other.state {
+            return self.leave(index, until_ns);
         }
         if let (State::Sipping { last_ns, budget }, Behaviour::Slow { read_bytes_per_s }) =
             (other.state, other.behaviour)
@@ -282,19 +317,52 @@ impl Stage<'_> {
 
     fn connect(&mut self, index: usize) -> io::Result<()> {
         let other = &mut self.company[index];
-        match Subscriber::open(self.endpoint, self.channel, &other.options, &mut self.buffer) {
+        let Way { servers, channel } = self.way;
+        let server = &servers[other.at % servers.len()];
+        let opened = match &mut other.books {
+            Some(books) => Subscriber::open_again(server, channel, &other.options, books, &mut self.buffer),
+            None => Subscriber::open(server, channel, &other.options, &mut self.buffer),
+        };
+        let now_ns = self.shared.clock.now_ns();
+        match opened {
             Ok(mut subscriber) => {
                 subscriber.set_nonblocking()?;
-                other.subscriber = Some(subscriber);
-                other.state = other.first_state(self.shared.clock.now_ns());
+                (other.subscriber, other.books, other.attempts) = (Some(subscriber), None, None);
+                other.state = other.first_state(now_ns);
                 self.watch(index)
             }
             Err(why) => {
+                let now = Instant::now();
+                let attempts = other.attempts.get_or_insert_with(|| Attempts::new(now));
+                if other.options.comes_back
+                    && is_worth_it(&why)
+                    && let Some(delay) = attempts.delay(now, fastrand::f64())
+                {
+                    other.at += 1;
+                    other.state = State::Away { until_ns: now_ns + nanos(delay) };
+                    return Ok(());
+                }
                 other.state = State::Done;
+                if let Some(books) = other.books.take() {
+                    *self.others.accounts.entry(other.label().to_owned()).or_default() += books.close_here();
+                }
                 self.others.ended.push(format!("the {} subscriber: {why}", other.label()));
                 Ok(())
             }
         }
+    }
+
+    /// Ends the connection without a word, and keeps the books for the next one.
+    fn leave(&mut self, index: usize, until_ns: u64) -> io::Result<()> {
+        let other = &mut self.company[index];
+        if let Some(subscriber) = other.subscriber.take() {
+            if std::mem::take(&mut other.watched) {
+                self.poll.remove(subscriber.stream())?;
+            }
+            other.books = Some(subscriber.into_books());
+        }
+        other.state = State::Away { until_ns };
+        Ok(())
     }
 
     /// Closes its books and its socket, without a close frame.
@@ -330,8 +398,13 @@ impl Stage<'_> {
                 }
                 Ok(())
             }
+            Err(why) if other.options.comes_back && is_worth_it(&why) => {
+                other.at += 1;
+                let now_ns = self.shared.clock.now_ns();
+                self.leave(index, now_ns)
+            }
             Err(why) => {
-                let account = subscriber.close_here();
+                let account = subscriber.books().close_here();
                 // Under this policy being cut off is what was asked for, and the close code says it.
                 if other.options.policy != Some(Policy::Disconnect) {
                     self.others.ended.push(format!("the {} subscriber: {why}", other.label()));
@@ -347,10 +420,14 @@ mod tests {
     use super::*;
     use crate::scenario::{Group, named};
 
+    fn target() -> Target {
+        Target::new(Endpoint::parse("ws://127.0.0.1:1/ws").unwrap())
+    }
+
     fn company(name: &str) -> (Scenario, Times, Vec<Other>) {
         let scenario = named(name).unwrap();
         let times = Times::new(&scenario, 1_000);
-        let company = Other::all(&scenario, &times, Dialect::Tidewire, 1);
+        let company = Other::all(&scenario, &times, &target(), 1);
         (scenario, times, company)
     }
 
@@ -370,7 +447,7 @@ mod tests {
         scenario.groups.extend([stalled(&["half", "twice"]), stalled(&["half", "half_again"]), stalled(&[])]);
         let times = Times::new(&scenario, 5);
         let [half, twice, again] = [0, 1, 2].map(|index| times.phase(index));
-        let company = Other::all(&scenario, &times, Dialect::Tidewire, 1);
+        let company = Other::all(&scenario, &times, &target(), 1);
         let present: Vec<_> = company.iter().step_by(2).map(|it| it.present.clone()).collect();
         assert_eq!(present, [vec![(0, twice.1)], vec![(0, half.1), (again.0, NEVER)], vec![(0, NEVER)]]);
         assert_eq!((company[2].leaves_at(half.0), company[2].comes_at(half.0)), (half.1, again.0));
@@ -396,9 +473,12 @@ mod tests {
                     assert_eq!(back, State::Reading { until_ns: later + 5 * second });
                 }
                 Behaviour::Flaky { .. } => {
-                    assert!(
-                        matches!(other.state, State::Going { until_ns, .. } if until_ns == later + second)
-                    );
+                    assert_eq!(other.state, State::Leaving { until_ns: later + second });
+                    // Another server's client cannot come back for what it missed.
+                    other.options.dialect = Dialect::Nats;
+                    other.state = State::Reading { until_ns: later };
+                    let going = other.next_state(later);
+                    assert!(matches!(going, State::Going { until_ns, .. } if until_ns == later + second));
                 }
                 _ => panic!("{other:?}"),
             }

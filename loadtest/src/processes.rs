@@ -70,6 +70,7 @@ pub(crate) fn run(
         let results = folder.0.join(format!("{index}.json"));
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.arg("run").arg(&plan).args(["--url", &target.endpoint.url(), "--run-id", &run_id]);
+        command.args(target.others.iter().flat_map(|other| ["--url".to_owned(), other.url()]));
         command.args(["--share", &format!("{}/{count}", index + 1), "--start-told"]);
         command.args(["--reader-threads", &target.reader_threads.to_string()]);
         command.arg("--json").arg(&results);

@@ -1,14 +1,18 @@
 //! The publishers: connect, advertise, send by the schedule or as fast as it is taken, and learn from the server's
-//! acknowledgement of the last message where each channel's sequence ends. One thread drives all of them.
+//! acknowledgement of the last message where each channel's sequence ends. One thread drives all of them. Those that come back
+//! when their connection has ended advertise again; what was not acknowledged by then is their own loss, and counted.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
+use crate::books::{GOING_AWAY, Head, Heads, Stream};
 use crate::clock::nanos;
+use crate::comeback::{Comeback, Traveller};
 use crate::control::{Channel, Event, Request};
 use crate::data::Template;
 use crate::dialect::{Dialect, Outgoing};
@@ -16,7 +20,7 @@ use crate::measure::{Window, histogram, window_of};
 use crate::pacer::{QUANTUM_NS, Schedule};
 use crate::poll::Poll;
 use crate::scenario::{Codec, Load};
-use crate::subscribers::{Heads, QUIET, Shared};
+use crate::subscribers::{QUIET, Shared};
 use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, READ_BUFFER_BYTES};
 
 /// Bytes that a publisher holds for a socket that takes no more; above, its schedule waits (and gets later: latency is
@@ -39,27 +43,85 @@ const LATE_NS_MAX: u64 = 1_000_000_000;
 /// `Publish.ack` of the last message.
 const LAST: u64 = 1;
 
+/// `Publish.ack` of a message that asks how far the server is. There is one on the way at most.
+const ASKING: u64 = 2;
+
 /// One publisher, with a channel of its own.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    connection: Connection,
+    place: Place,
     messages: Messages,
     channel: Channel,
-    samples_per_message: u64,
+    again: Left,
     /// Samples handed to the connection.
     sent: u64,
+    /// Newest sequence that was acknowledged.
+    acknowledged: u64,
+    /// Whether an answer to [`ASKING`] is to come.
+    asked: bool,
     /// Newest sequence, once the last message was acknowledged.
     head: Option<u64>,
-    ended: Option<String>,
+    /// When it began to open its channel, if that was new and it had been at another server before.
+    begun: Option<Instant>,
+}
+
+/// Where a publisher is.
+#[derive(Debug)]
+enum Place {
+    Here(Connection),
+    /// Its connection has ended; it comes back.
+    Away,
+    /// For good, and why.
+    Gone(String),
 }
 
 /// What a publisher sends.
 #[derive(Debug)]
 enum Messages {
-    /// To Tidewire: the usual message, and the last one, which is acknowledged.
-    Tidewire { template: Template, last: Template },
+    /// To Tidewire: the usual message, the one that asks, and the last one, which is acknowledged.
+    Tidewire { template: Template, asking: Template, last: Template },
     /// To another server, which acknowledges nothing.
     Peer(Outgoing),
+}
+
+/// What is left of a publisher whose connection has ended.
+#[derive(Clone, Debug)]
+struct Left {
+    name: String,
+    samples_per_message: u32,
+    payload_bytes: usize,
+}
+
+/// A channel that is open.
+#[derive(Debug)]
+struct Opened {
+    connection: Connection,
+    messages: Messages,
+    channel: Channel,
+    begun: Instant,
+}
+
+impl Traveller for Left {
+    type Back = Opened;
+
+    fn begin_again(&mut self, server: &Endpoint, buffer: &mut [u8]) -> Result<Opened, Ended> {
+        let (name, begun) = (&self.name, Instant::now());
+        let mut connection = Connection::open(server, Some(Codec::Protobuf.subprotocol()), None)?;
+        connection.send_text(&Request::Advertise { id: 1, channel: name }.to_json())?;
+        let channel = connection.wait_for(buffer, |message| match event(message)? {
+            Some(Event::Advertised(channel)) => Ok(Some(channel)),
+            Some(Event::Error { code, message }) => {
+                Err(Ended::Unexpected(format!("the server refused to advertise {name:?}: {code}: {message}")))
+            }
+            Some(Event::Goodbye { reason }) => Err(goodbye(&reason)),
+            _ => Ok(None),
+        })?;
+        let template =
+            |ack| Template::new(channel.channel, self.samples_per_message, self.payload_bytes, ack);
+        let messages =
+            Messages::Tidewire { template: template(0), asking: template(ASKING), last: template(LAST) };
+        Ok(Opened { connection, messages, channel, begun })
+    }
 }
 
 impl Publisher {
@@ -72,53 +134,80 @@ impl Publisher {
         payload_bytes: usize,
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
-        let started = |connection, messages, channel| Self {
-            connection,
-            messages,
-            channel,
-            samples_per_message: u64::from(samples_per_message),
-            sent: 0,
-            head: None,
-            ended: None,
-        };
-        if dialect != Dialect::Tidewire {
+        let mut again = Left { name: channel.to_owned(), samples_per_message, payload_bytes };
+        let Opened { connection, messages, channel, .. } = if dialect == Dialect::Tidewire {
+            again.begin_again(endpoint, buffer)?
+        } else {
             let (connection, outgoing) =
                 Outgoing::open(dialect, endpoint, index, samples_per_message, payload_bytes, buffer)?;
-            return Ok(started(
-                connection,
-                Messages::Peer(outgoing),
-                Channel { channel: index, epoch: 0, seq: 1 },
-            ));
+            let channel = Channel { channel: index, name: index.to_string(), epoch: 0, seq: 1, replay: None };
+            Opened { connection, messages: Messages::Peer(outgoing), channel, begun: Instant::now() }
+        };
+        Ok(Self {
+            place: Place::Here(connection),
+            messages,
+            again,
+            sent: 0,
+            acknowledged: channel.seq.saturating_sub(1),
+            asked: false,
+            head: None,
+            begun: None,
+            channel,
+        })
+    }
+
+    /// It is back: where its socket is.
+    fn come_back(&mut self, opened: Opened) -> &mut Place {
+        let Opened { connection, messages, channel, begun } = opened;
+        (self.sent, self.asked, self.acknowledged) = (0, false, channel.seq.saturating_sub(1));
+        // A channel that has gone on was there before.
+        self.begun = (channel.seq == 1).then_some(begun);
+        (self.messages, self.channel) = (messages, channel);
+        self.place = Place::Here(connection);
+        &mut self.place
+    }
+
+    const fn is_gone(&self) -> bool {
+        matches!(self.place, Place::Gone(_))
+    }
+
+    /// Bytes that its socket did not take yet.
+    fn unsent(&self) -> usize {
+        match &self.place {
+            Place::Here(connection) => connection.unsent(),
+            Place::Away | Place::Gone(_) => 0,
         }
-        let mut connection = Connection::open(endpoint, Some(Codec::Protobuf.subprotocol()), None)?;
-        connection.send_text(&Request::Advertise { id: 1, channel }.to_json())?;
-        let channel = connection.wait_for(buffer, |message| match event(message)? {
-            Some(Event::Advertised(channel)) => Ok(Some(channel)),
-            Some(Event::Error { code, message }) => Err(Ended::Unexpected(format!(
-                "the server refused to advertise {channel:?}: {code}: {message}"
-            ))),
-            _ => Ok(None),
-        })?;
-        let template = |ack| Template::new(channel.channel, samples_per_message, payload_bytes, ack);
-        Ok(started(connection, Messages::Tidewire { template: template(0), last: template(LAST) }, channel))
     }
 
     /// Whether the schedule has to wait for this one's socket.
     fn is_blocked(&self) -> bool {
-        self.ended.is_none() && self.connection.unsent() > UNSENT_BYTES_MAX
+        self.unsent() > UNSENT_BYTES_MAX
     }
 
-    /// Hands a message to the connection; `false` if there is none any more.
-    fn queue(&mut self, which: Which, source_ns: u64) -> bool {
-        if self.ended.is_some() {
-            return false;
-        }
+    /// Whether it has something to say or to hear at the end of the run.
+    fn is_unfinished(&self) -> bool {
+        !self.is_gone() && (self.head.is_none() || self.unsent() > 0)
+    }
+
+    const fn samples_per_message(&self) -> u64 {
+        // u32 into u64.
+        self.again.samples_per_message as u64
+    }
+
+    /// Hands a message to the connection; `false` if there is none.
+    fn queue(&mut self, which: Which, source_ns: u64, comes_back: bool) -> bool {
+        let samples = self.samples_per_message();
+        let Place::Here(connection) = &mut self.place else { return false };
         let template = match (&mut self.messages, which) {
+            (Messages::Tidewire { asking, .. }, Which::Ordinary) if comes_back && !self.asked => {
+                self.asked = true;
+                asking
+            }
             (Messages::Tidewire { template, .. }, Which::Ordinary) => template,
             (Messages::Tidewire { last, .. }, Which::Last) => last,
             (Messages::Peer(outgoing), Which::Ordinary) => {
-                outgoing.queue(source_ns, &mut self.connection);
-                self.sent += self.samples_per_message;
+                outgoing.queue(source_ns, connection);
+                self.sent += samples;
                 return true;
             }
             (Messages::Peer(outgoing), Which::Last) => {
@@ -126,34 +215,41 @@ impl Publisher {
                 return true;
             }
         };
-        self.connection.queue(Opcode::Binary, template.len(), |out| template.write(source_ns, out));
-        self.sent += self.samples_per_message;
+        connection.queue(Opcode::Binary, template.len(), |out| template.write(source_ns, out));
+        self.sent += samples;
         true
     }
 
-    fn flush(&mut self) {
-        if self.ended.is_none()
-            && let Err(error) = self.connection.flush()
-        {
-            self.ended = Some(error.to_string());
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.place {
+            Place::Here(connection) if connection.unsent() > 0 => connection.flush(),
+            _ => Ok(()),
         }
     }
 
     fn read(&mut self, buffer: &mut [u8], refusals: &mut BTreeMap<String, u64>) -> Result<(), Ended> {
+        let Place::Here(connection) = &mut self.place else { return Ok(()) };
         if let Messages::Peer(outgoing) = &mut self.messages {
-            return self.connection.read_bytes(buffer, |bytes, out| outgoing.take(bytes, out)).map(drop);
+            return connection.read_bytes(buffer, |bytes, out| outgoing.take(bytes, out)).map(drop);
         }
-        let head = &mut self.head;
-        self.connection
+        let (head, acknowledged, asked) = (&mut self.head, &mut self.acknowledged, &mut self.asked);
+        connection
             .read(buffer, |message| {
                 match event(message)? {
-                    Some(Event::Ack { seq, count }) => *head = Some((seq + count).saturating_sub(1)),
+                    Some(Event::Ack { id, seq, count }) => {
+                        let newest = (seq + count).saturating_sub(1);
+                        *acknowledged = newest.max(*acknowledged);
+                        match id {
+                            LAST => *head = Some(newest),
+                            _ => *asked = false,
+                        }
+                    }
                     Some(Event::Error { code, message }) => {
+                        // What asked may be what was refused.
+                        *asked = false;
                         *refusals.entry(format!("{code}: {message}")).or_default() += 1;
                     }
-                    Some(Event::Goodbye { reason }) => {
-                        return Err(Ended::Unexpected(format!("the server said goodbye: {reason}")));
-                    }
+                    Some(Event::Goodbye { reason }) => return Err(goodbye(&reason)),
                     _ => {}
                 }
                 Ok(())
@@ -161,9 +257,13 @@ impl Publisher {
             .map(drop)
     }
 
-    /// Samples that the server took.
-    fn taken(&self) -> Option<u64> {
-        Some((self.head? + 1).saturating_sub(self.channel.seq))
+    /// Samples up to this sequence.
+    fn taken(&self, head: u64) -> u64 {
+        (head + 1).saturating_sub(self.channel.seq)
+    }
+
+    fn stream(&self) -> Stream {
+        Stream { name: self.channel.name.clone(), epoch: self.channel.epoch }
     }
 }
 
@@ -176,10 +276,36 @@ enum Which {
     Last,
 }
 
+/// What a server that says goodbye closes with.
+fn goodbye(reason: &str) -> Ended {
+    Ended::Closed { code: GOING_AWAY, reason: format!("goodbye: {reason}") }
+}
+
 fn event(message: Message<'_>) -> Result<Option<Event>, Ended> {
     match message.opcode {
         Opcode::Text => Event::parse(message.payload).map(Some).map_err(Ended::Unexpected),
         _ => Ok(None),
+    }
+}
+
+/// What came of publishers whose connection ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Returns {
+    /// How often one came back.
+    pub times: u64,
+    /// Samples that were on the way when a connection ended, and not acknowledged: some of them may have come.
+    pub unacknowledged: u64,
+    /// Samples that fell due while their publisher was away.
+    pub unsent: u64,
+}
+
+impl std::iter::Sum for Returns {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            times: sum.times + it.times,
+            unacknowledged: sum.unacknowledged + it.unacknowledged,
+            unsent: sum.unsent + it.unsent,
+        })
     }
 }
 
@@ -197,10 +323,10 @@ pub(crate) struct Sent {
 pub(crate) struct Published {
     /// One for each window.
     pub sent: Vec<Sent>,
-    /// Newest sequence of each channel whose last message was acknowledged.
+    /// Where each stream ends whose last message was acknowledged, and each that its publisher had to leave.
     pub heads: Heads,
-    /// The same by epoch, which names a channel's life on every server: numbers are each server's own.
-    pub heads_by_epoch: Heads,
+    /// What came of those whose connection ended.
+    pub returns: Returns,
     /// Samples that the server did not take.
     pub refused: u64,
     /// What it said about that, and how often.
@@ -229,6 +355,8 @@ pub(crate) struct Work {
     pub schedule: Schedule,
     /// First to last message.
     pub span: Span,
+    /// Where those go whose connection has ended, if they come back. All are at the first one.
+    pub servers: Option<Arc<[Endpoint]>>,
 }
 
 /// Publishes from `span.start_ns` to `span.end_ns`. `progress` holds, for each thread of subscribers, the samples that the
@@ -240,7 +368,8 @@ pub(crate) fn publish_all(
     shared: &Shared,
     progress: &[AtomicU64],
 ) -> io::Result<Published> {
-    let Work { load, payload_bytes, schedule, span } = work;
+    let Work { load, payload_bytes, schedule, span, servers } = work;
+    let places = vec![0; publishers.len()];
     let mut fleet = Fleet {
         poll: Poll::new()?,
         publishers,
@@ -248,13 +377,17 @@ pub(crate) fn publish_all(
         shared,
         sent: windows.iter().map(|_| Sent { messages: 0, lateness: histogram() }).collect(),
         refusals: BTreeMap::new(),
+        back: servers.map(|servers| Comeback::new(servers, places)),
+        past: Heads::new(),
+        taken_before: 0,
+        returns: Returns::default(),
+        finishing: false,
         messages: 0,
         next: 0,
         buffer: vec![0; READ_BUFFER_BYTES],
     };
     for (token, publisher) in fleet.publishers.iter_mut().enumerate() {
-        publisher.connection.set_nonblocking()?;
-        fleet.poll.add(&publisher.connection.stream, token)?;
+        watch(&mut fleet.poll, &mut publisher.place, token)?;
     }
     match load {
         Load::Scheduled { .. } => fleet.run_schedule(schedule, span)?,
@@ -273,6 +406,12 @@ pub(crate) fn publish_all(
     Ok(fleet.into_published(load))
 }
 
+fn watch(poll: &mut Poll, place: &mut Place, token: usize) -> io::Result<()> {
+    let Place::Here(connection) = place else { return Ok(()) };
+    connection.set_nonblocking()?;
+    poll.add(&connection.stream, token)
+}
+
 /// Samples that the subscriber furthest behind has accounted for.
 fn slowest(progress: &[AtomicU64]) -> u64 {
     progress.iter().map(|it| it.load(Ordering::Relaxed)).min().unwrap_or(u64::MAX)
@@ -285,6 +424,14 @@ struct Fleet<'a> {
     shared: &'a Shared,
     sent: Vec<Sent>,
     refusals: BTreeMap<String, u64>,
+    back: Option<Comeback<Left>>,
+    /// Streams that were left, with what was acknowledged of them.
+    past: Heads,
+    /// How many samples that were.
+    taken_before: u64,
+    returns: Returns,
+    /// Whether who comes back has only its last message to send.
+    finishing: bool,
     /// Handed to connections so far.
     messages: u64,
     /// Whose turn it is.
@@ -298,7 +445,7 @@ impl Fleet<'_> {
     }
 
     fn is_over(&self) -> bool {
-        self.shared.abort.load(Ordering::Relaxed) || self.publishers.iter().all(|it| it.ended.is_some())
+        self.shared.abort.load(Ordering::Relaxed) || self.publishers.iter().all(Publisher::is_gone)
     }
 
     /// Sleeps until `wake_ns`, serving the sockets meanwhile.
@@ -306,12 +453,46 @@ impl Fleet<'_> {
         let pause_ns = wake_ns.saturating_sub(now_ns).min(TURN_NS);
         for index in 0..self.poll.wait(Duration::from_nanos(pause_ns))? {
             let token = self.poll.token(index);
-            let publisher = &mut self.publishers[token];
-            if let Err(why) = publisher.read(&mut self.buffer, &mut self.refusals) {
-                self.poll.remove(&publisher.connection.stream)?;
-                publisher.ended = Some(why.to_string());
+            if let Err(why) = self.publishers[token].read(&mut self.buffer, &mut self.refusals) {
+                self.left(token, &why)?;
             }
         }
+        for (token, returned) in self.back.as_mut().map(Comeback::returned).unwrap_or_default() {
+            let publisher = &mut self.publishers[token];
+            match returned {
+                Ok(opened) => {
+                    watch(&mut self.poll, publisher.come_back(opened), token)?;
+                    self.returns.times += 1;
+                    if self.finishing {
+                        publisher.queue(Which::Last, now_ns, true);
+                    }
+                }
+                Err(why) => publisher.place = Place::Gone(why),
+            }
+        }
+        Ok(())
+    }
+
+    /// A connection has ended.
+    fn left(&mut self, token: usize, why: &Ended) -> io::Result<()> {
+        let publisher = &mut self.publishers[token];
+        if let Place::Here(connection) = &publisher.place {
+            self.poll.remove(&connection.stream)?;
+        }
+        let Some(back) = self.back.as_mut().filter(|_| publisher.head.is_none()) else {
+            publisher.place = Place::Gone(why.to_string());
+            return Ok(());
+        };
+        let taken = publisher.taken(publisher.acknowledged);
+        let head = Head { seq: publisher.acknowledged, at_least: true, begun: publisher.begun };
+        self.past.insert(publisher.stream(), head);
+        self.taken_before += taken;
+        self.returns.unacknowledged += publisher.sent.saturating_sub(taken);
+        publisher.sent = 0;
+        publisher.place = match back.left(token, publisher.again.clone(), why) {
+            None => Place::Away,
+            Some(why) => Place::Gone(why),
+        };
         Ok(())
     }
 
@@ -325,17 +506,24 @@ impl Fleet<'_> {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> io::Result<()> {
         self.shared.counters.messages.store(self.messages, Ordering::Relaxed);
-        for publisher in self.publishers.iter_mut().filter(|it| it.connection.unsent() > 0) {
-            publisher.flush();
+        for token in 0..self.publishers.len() {
+            if let Err(why) = self.publishers[token].flush() {
+                self.left(token, &Ended::Io(why))?;
+            }
         }
+        Ok(())
     }
 
     /// Queues a message of the publisher whose turn it is.
     fn queue(&mut self, due_ns: u64, now_ns: u64) {
-        let sent = self.publishers[self.next].queue(Which::Ordinary, due_ns);
+        let publisher = &mut self.publishers[self.next];
+        let sent = publisher.queue(Which::Ordinary, due_ns, self.back.is_some());
         self.messages += u64::from(sent);
+        if matches!(publisher.place, Place::Away) {
+            self.returns.unsent += publisher.samples_per_message();
+        }
         self.next = (self.next + 1) % self.publishers.len();
         if sent && let Some(window) = window_of(self.windows, now_ns) {
             self.sent[window].messages += 1;
@@ -353,7 +541,7 @@ impl Fleet<'_> {
                 self.queue(due_ns, now_ns);
                 count += 1;
             }
-            self.flush();
+            self.flush()?;
             if count == MESSAGES_PER_LOOK {
                 continue;
             }
@@ -361,7 +549,7 @@ impl Fleet<'_> {
             if now_ns >= span.end_ns + LATE_NS_MAX {
                 return Ok(());
             }
-            let unsent = self.publishers.iter().any(|it| it.ended.is_none() && it.connection.unsent() > 0);
+            let unsent = self.publishers.iter().any(|it| it.unsent() > 0);
             // A socket that took no more is tried again soon, whatever the schedule.
             let wake_ns = match unsent {
                 true if self.publishers[self.next].is_blocked() => now_ns + QUANTUM_NS,
@@ -385,7 +573,7 @@ impl Fleet<'_> {
             }
             if due.is_some() {
                 self.queue(now_ns, now_ns);
-                self.flush();
+                self.flush()?;
             }
             let Some(wake_ns) = schedule.wake_at(now_ns) else { return Ok(()) };
             if now_ns >= span.end_ns {
@@ -396,9 +584,9 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    /// Samples handed to connections.
+    /// Samples handed to connections, without those that were lost with one.
     fn sent(&self) -> u64 {
-        self.publishers.iter().map(|it| it.sent).sum()
+        self.taken_before + self.publishers.iter().map(|it| it.sent).sum::<u64>()
     }
 
     /// Closed loop: as long as every subscriber is within `samples_max` of the publishers.
@@ -411,12 +599,16 @@ impl Fleet<'_> {
             }
             let mut room = samples_max.saturating_sub(self.sent().saturating_sub(slowest(progress)));
             let mut count = 0;
-            while room > 0 && count < MESSAGES_PER_LOOK && !self.publishers[self.next].is_blocked() {
-                room = room.saturating_sub(self.publishers[self.next].samples_per_message);
+            while room > 0 && count < MESSAGES_PER_LOOK {
+                let next = &self.publishers[self.next];
+                if next.is_blocked() || matches!(next.place, Place::Away) {
+                    break;
+                }
+                room = room.saturating_sub(next.samples_per_message());
                 self.queue(now_ns, now_ns);
                 count += 1;
             }
-            self.flush();
+            self.flush()?;
             self.wait(now_ns, if count > 0 { now_ns } else { now_ns + BOUND_PAUSE_NS })?;
         }
     }
@@ -424,18 +616,20 @@ impl Fleet<'_> {
     /// One last message each, which the server acknowledges with the sequence that it got.
     fn finish(&mut self) -> io::Result<()> {
         let mut quiet_from = self.now_ns();
+        self.finishing = true;
         for publisher in &mut self.publishers {
-            publisher.queue(Which::Last, quiet_from);
+            publisher.queue(Which::Last, quiet_from, self.back.is_some());
         }
         loop {
             let now_ns = self.now_ns();
-            let left =
-                |it: &&Publisher| it.ended.is_none() && (it.head.is_none() || it.connection.unsent() > 0);
+            let left = |it: &&Publisher| it.is_unfinished();
             let before = self.publishers.iter().filter(left).count();
-            if before == 0 || self.is_over() || now_ns - quiet_from >= nanos(QUIET) {
+            let is_quiet =
+                now_ns - quiet_from >= nanos(QUIET) && self.back.as_ref().is_none_or(Comeback::is_empty);
+            if before == 0 || self.is_over() || is_quiet {
                 return Ok(());
             }
-            self.flush();
+            self.flush()?;
             self.wait(now_ns, now_ns + QUANTUM_NS)?;
             if self.publishers.iter().filter(left).count() < before {
                 quiet_from = now_ns;
@@ -444,23 +638,26 @@ impl Fleet<'_> {
     }
 
     fn into_published(self, load: Load) -> Published {
-        let (mut heads, mut heads_by_epoch) = (Heads::new(), Heads::new());
-        let (mut refused, mut ended) = (0, Vec::new());
+        let (mut heads, mut refused, mut ended) = (self.past, 0, Vec::new());
         for mut publisher in self.publishers {
             if load == Load::Silent {
                 publisher.head = Some(publisher.channel.seq.saturating_sub(1));
             }
-            match (publisher.taken(), publisher.head) {
-                (Some(taken), Some(head)) => {
-                    heads.insert(publisher.channel.channel, head);
-                    heads_by_epoch.insert(publisher.channel.epoch, head);
-                    refused += publisher.sent.saturating_sub(taken);
+            match (publisher.head, &publisher.place) {
+                (Some(seq), _) => {
+                    let head = Head { seq, at_least: false, begun: publisher.begun };
+                    // A channel that has gone on has the head of its end, and began when it did.
+                    let before = heads.insert(publisher.stream(), head);
+                    if let (Some(before), Some(head)) = (before, heads.get_mut(&publisher.stream())) {
+                        head.begun = before.begun;
+                    }
+                    refused += publisher.sent.saturating_sub(publisher.taken(seq));
                 }
-                _ => ended.push(publisher.ended.unwrap_or_else(|| {
-                    "the server did not acknowledge a publisher's last message".to_owned()
-                })),
+                (None, Place::Gone(why)) => ended.push(why.clone()),
+                _ => ended.push("the server did not acknowledge a publisher's last message".to_owned()),
             }
         }
-        Published { sent: self.sent, heads, heads_by_epoch, refused, refusals: self.refusals, ended }
+        let Self { sent, refusals, returns, .. } = self;
+        Published { sent, heads, returns, refused, refusals, ended }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::Account;
+use crate::publishers::Returns;
 use crate::scenario::{Scenario, Share};
 
 /// Version of the file's shape: raised when a field changes its meaning or goes.
@@ -132,6 +133,9 @@ pub(crate) struct Repetition {
     pub visits: Option<Visits>,
     /// Resident memory of the server for each connection, where nothing was published.
     pub idle_bytes_per_connection: Option<f64>,
+    /// What came of publishers whose connection ended.
+    #[serde(default)]
+    pub returns: Returns,
     /// Samples that the server did not take, and said so.
     pub refused: u64,
     /// What it said, and how often.

@@ -33,7 +33,9 @@ pub(crate) enum Source {
     Running {
         /// Its address.
         endpoint: Endpoint,
-        /// As it was given.
+        /// Those of others that serve the same channels.
+        others: Vec<Endpoint>,
+        /// As they were given.
         url: String,
         /// Its process, if it was given.
         pid: Option<u32>,
@@ -43,9 +45,11 @@ pub(crate) enum Source {
 impl Source {
     /// As the command line says.
     pub(crate) fn new(args: &ServerArgs, access: AccessArgs) -> Result<Self, String> {
-        if let Some(url) = &args.url {
-            let endpoint = Endpoint::parse(url).map_err(|error| format!("--url: {error}"))?;
-            return Ok(Self::Running { endpoint, url: url.clone(), pid: args.server_pid });
+        if let [first, others @ ..] = args.url.as_slice() {
+            let parse = |url: &String| Endpoint::parse(url).map_err(|error| format!("--url: {error}"));
+            let others = others.iter().map(parse).collect::<Result<_, _>>()?;
+            let url = args.url.join(" ");
+            return Ok(Self::Running { endpoint: parse(first)?, others, url, pid: args.server_pid });
         }
         let all_but_one = proc::cpus().saturating_sub(1).max(1);
         let workers = match (args.server_workers, args.pin_server) {
@@ -99,6 +103,7 @@ impl Source {
         scenario: &Scenario,
         generator: &GeneratorArgs,
     ) -> Result<(Target, Option<Server>), String> {
+        let mut others = Vec::new();
         let (endpoint, server_pid, server) = match self {
             Self::Own { launch, access } => {
                 let trial = Trial::new(*access, session::now_s())?;
@@ -108,10 +113,14 @@ impl Source {
                     Endpoint::parse_with(&server.url, trial.access()?).map_err(|error| error.to_string())?;
                 (endpoint, Some(server.pid()), Some(server))
             }
-            Self::Running { endpoint, pid, .. } => (endpoint.clone(), *pid, None),
+            Self::Running { endpoint, others: more, pid, .. } => {
+                others.clone_from(more);
+                (endpoint.clone(), *pid, None)
+            }
         };
-        let is_elsewhere = !endpoint.address.ip().is_loopback();
+        let is_elsewhere = std::iter::once(&endpoint).chain(&others).any(|it| !it.address.ip().is_loopback());
         let target = Target {
+            others,
             server_pid,
             reader_threads: generator.reader_threads,
             estimates_clock: generator.estimate_clock || is_elsewhere,

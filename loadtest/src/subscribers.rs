@@ -1,22 +1,21 @@
 //! The subscribers: connect, subscribe, read as fast as possible, keep the books. One thread reads many of them through
 //! one shared buffer; statistics are the recorder's, sums the ledger's.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::books::{Books, Heads};
 use crate::clock::{Clock, nanos};
-use crate::codecs;
-use crate::control::{Event, Request};
-use crate::data::{FrameHead, Run, read_frame};
+use crate::comeback::{Comeback, Traveller};
+use crate::control::Request;
 use crate::dialect::{Dialect, Peer};
-use crate::ledger::{Account, Ledger};
+use crate::ledger::Account;
 use crate::measure::{Counters, Recorder};
 use crate::poll::Poll;
 use crate::scenario::{Behaviour, Codec, Group, Policy};
-use crate::ws::{Connection, Ended, Endpoint, Message, Opcode, Progress, READ_BUFFER_BYTES, Stream};
+use crate::ws::{Connection, Ended, Endpoint, Opcode, Progress, READ_BUFFER_BYTES, Stream};
 
 /// Longest sleep of a reader: how soon it sees that the publishers have stopped.
 const TURN: Duration = Duration::from_millis(20);
@@ -24,9 +23,6 @@ const TURN: Duration = Duration::from_millis(20);
 /// After the publishers stopped: how long a subscriber may hear nothing before what is missing counts as lost. Longer than
 /// the server lets a frame wait (1 s) and than it may hold back a gap notice (0.1 s).
 pub(crate) const QUIET: Duration = Duration::from_secs(3);
-
-/// Newest sequence of each channel.
-pub(crate) type Heads = HashMap<u32, u64>;
 
 /// How a subscriber subscribes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,6 +43,8 @@ pub(crate) struct Options {
     pub dialect: Dialect,
     /// Publishers of a server other than Tidewire: it does not say which there are.
     pub publishers: u32,
+    /// Whether it connects again when its connection has ended, and goes on.
+    pub comes_back: bool,
     /// Subscribed while something is published: where the server does not say with which sequence its stream begins, the
     /// first one that comes counts.
     pub joins_late: bool,
@@ -55,7 +53,16 @@ pub(crate) struct Options {
 impl Options {
     /// Of the group's members.
     pub(crate) fn of(group: &Group, dialect: Dialect, publishers: u32) -> Self {
-        let Group { codec, policy, max_delay_ms, max_age_ms, max_rate_hz, receive_buffer_bytes, .. } = *group;
+        let Group {
+            codec,
+            policy,
+            max_delay_ms,
+            max_age_ms,
+            max_rate_hz,
+            receive_buffer_bytes,
+            comes_back,
+            ..
+        } = *group;
         Self {
             codec,
             policy,
@@ -65,6 +72,7 @@ impl Options {
             receive_buffer_bytes,
             dialect,
             publishers,
+            comes_back,
             joins_late: group.behaviour != Behaviour::Healthy,
         }
     }
@@ -77,16 +85,25 @@ pub(crate) struct Subscriber {
     books: Books,
     /// The conversation, with a server other than Tidewire.
     peer: Option<Peer>,
+    /// Name or pattern.
+    channel: String,
+    options: Options,
 }
 
-/// The books of one subscriber: a ledger for each channel.
-#[derive(Debug, Default)]
-struct Books {
-    ledgers: Vec<(u32, Ledger)>,
-    /// Where the last frame's channel was found: mostly the next one's too.
-    last: usize,
-    codec: Codec,
-    subscribed: bool,
+/// What is left of a subscriber whose connection has ended.
+#[derive(Debug)]
+pub(crate) struct Left {
+    channel: String,
+    options: Options,
+    books: Books,
+}
+
+impl Traveller for Left {
+    type Back = Subscriber;
+
+    fn begin_again(&mut self, server: &Endpoint, buffer: &mut [u8]) -> Result<Subscriber, Ended> {
+        Subscriber::open_again(server, &self.channel, &self.options, &mut self.books, buffer)
+    }
 }
 
 impl Subscriber {
@@ -98,30 +115,46 @@ impl Subscriber {
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
         if options.dialect != Dialect::Tidewire {
-            return Self::open_peer(endpoint, options, buffer);
+            return Self::open_peer(endpoint, channel, options, buffer);
         }
+        Self::open_again(endpoint, channel, options, &mut Books::new(options.codec), buffer)
+    }
+
+    /// The same for one whose connection has ended: it goes on where it was. Takes the books, unless it fails.
+    pub(crate) fn open_again(
+        endpoint: &Endpoint,
+        channel: &str,
+        options: &Options,
+        books: &mut Books,
+        buffer: &mut [u8],
+    ) -> Result<Self, Ended> {
         let Options { codec, policy, max_delay_ms, max_age_ms, max_rate_hz, receive_buffer_bytes, .. } =
             *options;
         let mut connection = Connection::open(endpoint, Some(codec.subprotocol()), receive_buffer_bytes)?;
-        let policy = policy.map(Policy::label);
-        let request = Request::Subscribe { id: 1, channel, policy, max_delay_ms, max_age_ms, max_rate_hz };
+        let (policy, since) = (policy.map(Policy::label), books.begin_again(channel));
+        let request =
+            Request::Subscribe { id: 1, channel, policy, max_delay_ms, max_age_ms, max_rate_hz, since };
         connection.send_text(&request.to_json())?;
-        let mut books = Books { codec, ..Books::default() };
         // Frames may follow the answer in the same read; the books take them as well.
         connection.wait_for(buffer, |message| {
             books.on_message(message, None)?;
             Ok(books.subscribed.then_some(()))
         })?;
-        Ok(Self { connection, books, peer: None })
+        let books = std::mem::take(books);
+        Ok(Self { connection, books, peer: None, channel: channel.to_owned(), options: *options })
     }
 
-    fn open_peer(endpoint: &Endpoint, options: &Options, buffer: &mut [u8]) -> Result<Self, Ended> {
+    fn open_peer(
+        endpoint: &Endpoint,
+        channel: &str,
+        options: &Options,
+        buffer: &mut [u8],
+    ) -> Result<Self, Ended> {
         let Options { dialect, receive_buffer_bytes, publishers, joins_late, .. } = *options;
-        let ledgers = (0..publishers).map(|publisher| (publisher, Ledger::without_notices(joins_late)));
-        let mut books = Books { ledgers: ledgers.collect(), ..Books::default() };
+        let mut books = Books::of_publishers(publishers, joins_late);
         let (connection, peer) =
             Peer::subscribe(dialect, endpoint, receive_buffer_bytes, &mut books.ledgers, buffer)?;
-        Ok(Self { connection, books, peer: Some(peer) })
+        Ok(Self { connection, books, peer: Some(peer), channel: channel.to_owned(), options: *options })
     }
 
     /// Blocks until it knows of so many channels: where another server publishes them, news of them may take a while.
@@ -136,9 +169,9 @@ impl Subscriber {
         })
     }
 
-    /// The number and the epoch of each channel.
-    pub(crate) fn channels(&self) -> Vec<(u32, u32)> {
-        self.books.ledgers.iter().map(|(channel, ledger)| (*channel, ledger.epoch())).collect()
+    /// Ends the connection without a word; the books are kept.
+    pub(crate) fn into_books(self) -> Books {
+        self.books
     }
 
     /// Sends a close frame and goes, without waiting for the answer.
@@ -152,48 +185,9 @@ impl Subscriber {
         self.connection.flush()
     }
 
-    /// How far it has come, over all channels.
-    fn progress(&self) -> u64 {
-        self.books.ledgers.iter().map(|(_, ledger)| ledger.progress()).sum()
-    }
-
-    /// Whether everything up to the heads has come or has been announced.
-    pub(crate) fn is_settled(&self, heads: &Heads) -> bool {
-        self.books
-            .ledgers
-            .iter()
-            .all(|(channel, ledger)| heads.get(channel).is_none_or(|&head| ledger.is_settled(head)))
-    }
-
-    /// Closes the books over the channels whose heads are known.
-    pub(crate) fn close(&self, heads: &Heads) -> Account {
-        let mut sum = Account::default();
-        for (channel, ledger) in &self.books.ledgers {
-            if let Some(&head) = heads.get(channel) {
-                sum += ledger.close(head);
-            }
-        }
-        sum
-    }
-
-    /// Of each channel the newest sequence before the subscription.
-    pub(crate) fn heads_at_start(&self) -> Heads {
-        let ledgers = self.books.ledgers.iter();
-        ledgers.map(|(channel, ledger)| (*channel, ledger.first().saturating_sub(1))).collect()
-    }
-
-    /// Whether it knows of nothing that has neither come nor been announced.
-    pub(crate) fn is_even(&self) -> bool {
-        self.books.ledgers.iter().all(|(_, ledger)| ledger.is_even())
-    }
-
-    /// Closes the books over what it knows of: it goes before the publishers have stopped.
-    pub(crate) fn close_here(&self) -> Account {
-        let mut sum = Account::default();
-        for (_, ledger) in &self.books.ledgers {
-            sum += ledger.close_here();
-        }
-        sum
+    /// Its books.
+    pub(crate) const fn books(&self) -> &Books {
+        &self.books
     }
 
     /// From here on reads return at once.
@@ -214,7 +208,7 @@ impl Subscriber {
         clock: Clock,
         recorder: &mut Recorder,
     ) -> Result<usize, Ended> {
-        let Self { connection, books, peer } = self;
+        let Self { connection, books, peer, .. } = self;
         let mut arrived = false;
         let progress = match peer {
             None => connection.read_at_most(bytes_max, buffer, |message| {
@@ -233,87 +227,6 @@ impl Subscriber {
             Progress::Read(bytes) => bytes,
             Progress::Idle => 0,
         })
-    }
-}
-
-impl Books {
-    fn on_message(&mut self, message: Message<'_>, recorder: Option<&mut Recorder>) -> Result<(), Ended> {
-        match message.opcode {
-            Opcode::Binary if self.codec == Codec::Protobuf => self.on_frame(message.payload, recorder),
-            Opcode::Binary => self.on_decoded(codecs::read_msgpack(message.payload), recorder),
-            Opcode::Text if self.codec == Codec::Json && codecs::is_json_frame(message.payload) => {
-                self.on_decoded(codecs::read_json(message.payload), recorder)
-            }
-            Opcode::Text => self.on_event(message.payload, recorder),
-            Opcode::Close | Opcode::Ping | Opcode::Pong => Ok(()),
-        }
-    }
-
-    fn on_frame(&mut self, payload: &[u8], recorder: Option<&mut Recorder>) -> Result<(), Ended> {
-        let unexpected = |error| Ended::Unexpected(format!("the server sent a bad frame: {error}"));
-        let head = match recorder {
-            None => read_frame(payload, |_| ()),
-            Some(recorder) => recorder.record_frame(payload),
-        }
-        .map_err(unexpected)?;
-        self.ledger(head.channel)?.on_frame(head.epoch, head.first, head.last, head.count);
-        Ok(())
-    }
-
-    /// A frame of a codec that is decoded as a whole.
-    fn on_decoded(
-        &mut self,
-        decoded: Result<(FrameHead, Vec<Run>), String>,
-        recorder: Option<&mut Recorder>,
-    ) -> Result<(), Ended> {
-        let (head, runs) =
-            decoded.map_err(|error| Ended::Unexpected(format!("the server sent a bad frame: {error}")))?;
-        if let Some(recorder) = recorder {
-            for run in runs {
-                recorder.record(run);
-            }
-            recorder.count(head.count);
-        }
-        self.ledger(head.channel)?.on_frame(head.epoch, head.first, head.last, head.count);
-        Ok(())
-    }
-
-    fn on_event(&mut self, payload: &[u8], recorder: Option<&mut Recorder>) -> Result<(), Ended> {
-        match Event::parse(payload).map_err(Ended::Unexpected)? {
-            Event::Subscribed { channels } => {
-                self.subscribed = true;
-                self.ledgers = channels
-                    .into_iter()
-                    .map(|channel| (channel.channel, Ledger::new(channel.epoch, channel.seq)))
-                    .collect();
-            }
-            Event::Channel(channel) => {
-                self.ledgers.push((channel.channel, Ledger::new(channel.epoch, channel.seq)));
-            }
-            Event::Gap { channel, count } => {
-                if let Some(recorder) = recorder {
-                    recorder.on_gap(count);
-                }
-                self.ledger(channel)?.on_gap(count);
-            }
-            Event::Error { code, message } => {
-                return Err(Ended::Unexpected(format!("the server refused a request: {code}: {message}")));
-            }
-            Event::Goodbye { reason } => {
-                return Err(Ended::Unexpected(format!("the server said goodbye: {reason}")));
-            }
-            Event::Advertised(_) | Event::Ack { .. } | Event::Pong { .. } | Event::Unused => {}
-        }
-        Ok(())
-    }
-
-    fn ledger(&mut self, channel: u32) -> Result<&mut Ledger, Ended> {
-        if self.ledgers.get(self.last).is_none_or(|(id, _)| *id != channel) {
-            self.last = self.ledgers.iter().position(|(id, _)| *id == channel).ok_or_else(|| {
-                Ended::Unexpected(format!("the server sent channel {channel}, which was not subscribed"))
-            })?;
-        }
-        Ok(&mut self.ledgers[self.last].1)
     }
 }
 
@@ -342,58 +255,76 @@ pub(crate) struct Readout {
 }
 
 /// Reads the subscribers until the publishers have stopped and everything is accounted for, or nothing comes any more.
-/// `progress` is kept at the samples that the subscriber furthest behind has accounted for, if `paced`.
+/// `progress` is kept at the samples that the subscriber furthest behind has accounted for, if `paced`. Those whose connection
+/// ended come `back`, if they do.
 pub(crate) fn read_all(
-    mut subscribers: Vec<Subscriber>,
+    subscribers: Vec<Subscriber>,
     shared: &Shared,
     mut recorder: Recorder,
-    progress: &AtomicU64,
-    paced: bool,
+    (progress, paced): (&AtomicU64, bool),
+    mut back: Comeback<Left>,
 ) -> io::Result<Readout> {
     let clock = shared.clock;
     let mut poll = Poll::new()?;
+    let mut subscribers: Vec<Option<Subscriber>> = subscribers.into_iter().map(Some).collect();
     for (token, subscriber) in subscribers.iter_mut().enumerate() {
-        subscriber.connection.set_nonblocking()?;
-        poll.add(&subscriber.connection.stream, token)?;
+        if let Some(subscriber) = subscriber {
+            subscriber.connection.set_nonblocking()?;
+            poll.add(&subscriber.connection.stream, token)?;
+        }
     }
     let mut buffer = vec![0; READ_BUFFER_BYTES];
-    let mut gone: Vec<Option<String>> = vec![None; subscribers.len()];
+    let mut ended = Vec::new();
     let mut quiet_from = clock.now_ns();
     loop {
         let mut heard = false;
         for index in 0..poll.wait(TURN)? {
             let token = poll.token(index);
-            let subscriber = &mut subscribers[token];
+            let Some(subscriber) = &mut subscribers[token] else { continue };
             match subscriber.read_at_most(usize::MAX, &mut buffer, clock, &mut recorder) {
                 Ok(_) => heard = true,
                 Err(why) => {
                     poll.remove(&subscriber.connection.stream)?;
-                    gone[token] = Some(why.to_string());
+                    match subscribers[token].take() {
+                        Some(Subscriber { channel, options, books, .. }) if options.comes_back => {
+                            ended.extend(back.left(token, Left { channel, options, books }, &why));
+                        }
+                        _ => ended.push(why.to_string()),
+                    }
                 }
+            }
+        }
+        for (token, returned) in back.returned() {
+            heard = true;
+            match returned {
+                Ok(mut subscriber) => {
+                    subscriber.connection.set_nonblocking()?;
+                    poll.add(&subscriber.connection.stream, token)?;
+                    subscribers[token] = Some(subscriber);
+                }
+                Err(why) => ended.push(why),
             }
         }
         let now_ns = clock.now_ns();
         recorder.rotate(now_ns);
-        let alive = || subscribers.iter().zip(&gone).filter(|(_, why)| why.is_none()).map(|(it, _)| it);
+        let alive = || subscribers.iter().flatten().map(|it| &it.books);
         if paced && heard {
             // With nobody left there is nothing to wait for.
-            progress.store(alive().map(Subscriber::progress).min().unwrap_or(u64::MAX), Ordering::Relaxed);
+            progress.store(alive().map(Books::progress).min().unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         if heard {
             quiet_from = now_ns;
         }
         let settled = shared.heads.get().is_some_and(|heads| {
-            alive().all(|it| it.is_settled(heads)) || now_ns - quiet_from >= nanos(QUIET)
+            back.is_empty() && (alive().all(|it| it.is_settled(heads)) || now_ns - quiet_from >= nanos(QUIET))
         });
         if settled || shared.abort.load(Ordering::Relaxed) {
             let none = Heads::new();
             let heads = shared.heads.get().unwrap_or(&none);
             let mut account = Account::default();
-            for subscriber in alive() {
-                account += subscriber.close(heads);
-            }
+            alive().for_each(|books| account += books.close(heads));
             let arrived = recorder.finish(now_ns);
-            return Ok(Readout { arrived, account, ended: gone.into_iter().flatten().collect() });
+            return Ok(Readout { arrived, account, ended });
         }
     }
 }

@@ -66,6 +66,7 @@ pub(crate) fn repetition(
         others: outcome.others.clone(),
         visits,
         idle_bytes_per_connection,
+        returns: outcome.returns,
         refused: outcome.refused,
         refusals: outcome.refusals.clone(),
         ended: outcome.ended.clone(),

@@ -375,6 +375,7 @@ counters! {
     relays_refused by RelayRefusal = "Messages on the topics of channels, and names in messages about who is on channels, that were not taken, by reason.";
     node_messages_refused = "Messages on the topic that all servers read that were none.";
     topics_refused = "Times that the topic of a channel could not be subscribed to: what other servers publish there does not come.";
+    samples_after_drain = "Samples that came when the server was ending, and were not taken; nobody was told that they were.";
     frames_delivered = "Frames that were handed to the kernel, once for each receiver.";
     samples_delivered = "Samples that were handed to the kernel, once for each receiver.";
     samples_dropped by DropReason = "Samples lost to a subscriber, by reason, once for each receiver.";

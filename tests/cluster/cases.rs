@@ -211,6 +211,31 @@ pub(crate) fn resume_on_another_server(kind: &'static Kind) -> String {
     format!("{alive}; with its publisher's server dead there is no such stream")
 }
 
+pub(crate) fn resume_ahead_of_the_other_server(kind: &'static Kind) -> String {
+    let rig = Rig::start(kind);
+    let [one, other] = [rig.node(), rig.node()];
+    let [mut here, mut there] = [&one, &other].map(|node| Follower::new(node.address(), "t.x"));
+    let mut publisher = Publisher::new(one.client(), "t.x");
+    publisher.publish(10);
+    there.close(publisher.epoch, 10);
+    // What follows is on its way to the other server, for as long as the broker stands still.
+    rig.broker.suspend();
+    publisher.publish(50);
+    let cursor = here.close(publisher.epoch, 60).cursor();
+    let mut resumed =
+        Follower::with(other.address(), &Options::default(), "t.x", &json!({ "since": cursor }));
+    let stream = resumed.of(publisher.epoch).unwrap();
+    assert_eq!((stream.outcome.as_deref(), stream.first), (Some("replayed"), 61));
+    rig.broker.resume();
+    one.wait_until_ready();
+    other.wait_until_ready();
+    publisher.publish(10);
+    let stream = resumed.close(publisher.epoch, 70);
+    assert_eq!(stream.values, numbers(61, 70), "nothing that it has comes again");
+    there.close(publisher.epoch, 70);
+    "`replayed`: nothing twice".into()
+}
+
 /// What a follower that had 20 of 60 was told and got.
 fn told(resumed: &Follower, epoch: u64, keeps: bool) -> String {
     let stream = resumed.of(epoch).unwrap();

@@ -13,6 +13,8 @@ mod cases;
 mod faults;
 mod follower;
 mod presence;
+mod proxy;
+mod restart;
 mod rig;
 #[path = "../broker/servers.rs"]
 #[expect(dead_code, reason = "the contract's tests need more of it")]
@@ -37,6 +39,7 @@ macro_rules! for_each_case {
             cases few_messages_for_many_samples;
             cases resume_on_another_server;
             presence who_is_there_on_all_servers;
+            cases resume_ahead_of_the_other_server;
             faults absent_at_the_start;
             faults killed_and_started_again;
             faults stopped_for_a_while;
@@ -46,6 +49,7 @@ macro_rules! for_each_case {
             faults an_older_history;
             presence who_is_there_without_the_broker;
             presence foreign_words_about_who_is_there;
+            restart rolling_restart;
         }
     };
 }
@@ -98,5 +102,17 @@ fn table() {
             })
             .collect();
         println!("| {} | {} |", name.replace('_', " "), outcomes.join(" | "));
+    }
+}
+
+/// The ledger of a rolling restart, a row for each broker. With `TIDEWIRE_RESTART_TABLE=1`.
+#[test]
+fn restart_table() {
+    if std::env::var_os("TIDEWIRE_RESTART_TABLE").is_none() {
+        return;
+    }
+    println!("{}", restart::HEAD);
+    for kind in Kind::ALL {
+        println!("{}", restart::restart_all(kind).row(kind));
     }
 }

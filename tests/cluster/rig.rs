@@ -49,6 +49,11 @@ impl Rig {
 
     /// A server with these lines at the top of its configuration, and these for its broker.
     pub(crate) fn node_with(&self, sections: &str, broker: &str) -> Node {
+        self.node_at("127.0.0.1:0", sections, broker)
+    }
+
+    /// The same at an address and a port.
+    pub(crate) fn node_at(&self, listen: &str, sections: &str, broker: &str) -> Node {
         let number = self.nodes.replace(self.nodes.get() + 1);
         let path = |suffix: &str| self.dir.path().join(format!("{number}.{suffix}"));
         // NATS has users; Redis has one that needs no name.
@@ -63,7 +68,7 @@ impl Rig {
         file.write_all(text.as_bytes()).unwrap();
         let config = path("toml");
         let arguments = ["--config", config.to_str().unwrap()];
-        Node { process: Process::start_logging(&arguments, &path("log")), log: path("log") }
+        Node { process: Process::start_logging(listen, &arguments, &path("log")), log: path("log") }
     }
 
     /// A file that only its owner reads.

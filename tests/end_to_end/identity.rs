@@ -631,7 +631,7 @@ fn no_secret_is_in_any_output() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     let log = directory.path().join("log");
     let arguments = ["--config", path.to_str().unwrap(), "--log-filter", "trace"];
-    let mut server = Process::start_logging(&arguments, &log);
+    let mut server = Process::start_logging("127.0.0.1:0", &arguments, &log);
     let rights = json!({"tidewire": {"subscribe": [">"], "admin": [">"]}});
     let good = token("alice", &rights);
     let tokens = [good.clone(), token("bob", &json!({"exp": 1})), format!("{}x", &good[..good.len() - 1])];

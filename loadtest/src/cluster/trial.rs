@@ -1,6 +1,6 @@
 //! One trial: publishers and subscribers at several servers at once, by the same schedule, readers, recorders and books as every other
-//! run. Numbers of channels are each server's own, so the subscribers of a server have books of their own, which are closed by the
-//! epochs that name a stream everywhere. It measures; what that means is `report`'s.
+//! run. The subscribers of a server have a reader of their own, so that their latencies stay apart. It measures; what that means is
+//! `report`'s.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use crate::clock::{Clock, nanos};
+use crate::comeback::Comeback;
 use crate::dialect::Dialect;
 use crate::fleet::{PANICKED, Times, open_many, spawn};
 use crate::ledger::Account;
@@ -21,7 +22,7 @@ use crate::publishers::{Published, Publisher, Work as Publishing, publish_all};
 use crate::run::INTERRUPTED;
 use crate::scenario::{self, Group, Scenario};
 use crate::stages::{Page, ServerStages};
-use crate::subscribers::{Heads, Options, Readout, Shared, Subscriber, read_all};
+use crate::subscribers::{Options, Readout, Shared, Subscriber, read_all};
 use crate::ws::Ended;
 
 use super::broker::Kind;
@@ -131,7 +132,6 @@ impl Plan {
 /// The subscribers of one server to the channels of one server.
 struct Side {
     is_far: bool,
-    channels: Vec<(u32, u32)>,
     shared: Arc<Shared>,
     intervals: Receiver<Interval>,
     reader: JoinHandle<std::io::Result<Readout>>,
@@ -270,7 +270,8 @@ pub(crate) fn run(
             })?;
             Ok(subscriber)
         })?;
-        connected.push((node != from, subscribers));
+        let back = Comeback::new(Arc::new([endpoints[node].clone()]), vec![0; count]);
+        connected.push((node != from, subscribers, back));
     }
     let times = Times::new(&scenario, clock.now_ns() + nanos(LEAD_IN));
     let shared = || {
@@ -282,8 +283,7 @@ pub(crate) fn run(
         })
     };
     let mut sides = Vec::with_capacity(connected.len());
-    for (index, (is_far, subscribers)) in connected.into_iter().enumerate() {
-        let channels = subscribers.first().map(Subscriber::channels).unwrap_or_default();
+    for (index, (is_far, subscribers, back)) in connected.into_iter().enumerate() {
         let (sender, intervals) = sync_channel(INTERVALS_MAX);
         let shared = shared();
         let counters = Arc::clone(&shared.counters);
@@ -292,16 +292,22 @@ pub(crate) fn run(
         let reader = {
             let shared = Arc::clone(&shared);
             spawn(format!("reader-{index}"), move || {
-                read_all(subscribers, &shared, recorder, &AtomicU64::new(0), false)
+                read_all(subscribers, &shared, recorder, (&AtomicU64::new(0), false), back)
             })?
         };
-        sides.push(Side { is_far, channels, shared, intervals, reader });
+        sides.push(Side { is_far, shared, intervals, reader });
     }
     let of_publishers = shared();
     let publisher = {
         let (shared, times) = (Arc::clone(&of_publishers), times.clone());
         let Scenario { load, payload_bytes, .. } = scenario;
-        let work = Publishing { load, payload_bytes, schedule: times.schedule(&scenario), span: times.span };
+        let work = Publishing {
+            load,
+            payload_bytes,
+            schedule: times.schedule(&scenario),
+            span: times.span,
+            servers: None,
+        };
         spawn("publisher".to_owned(), move || publish_all(publishers, work, &times.windows, &shared, &[]))?
     };
     let watched = watch(&times, nodes, clock, interrupted);
@@ -314,10 +320,10 @@ pub(crate) fn run(
     if published.is_err() {
         sides.iter().for_each(|it| it.shared.abort.store(true, Ordering::Relaxed));
     }
+    let heads = published.as_ref().map(|it| it.heads.clone()).unwrap_or_default();
     for side in &sides {
-        let heads = published.as_ref().map(|it| heads_at(side, it, dialect)).unwrap_or_default();
         // Set once, here.
-        let _ = side.shared.heads.set(heads);
+        let _ = side.shared.heads.set(heads.clone());
     }
     let (mut near, mut far, mut ended) = (Seen::none(), None, Vec::new());
     for side in sides {
@@ -347,19 +353,6 @@ pub(crate) fn run(
         ..used(&times, &snapshots, readings)
     };
     Ok(report::repetition(plan, &measured))
-}
-
-/// Where each channel ends, by the numbers that this server has for them.
-fn heads_at(side: &Side, published: &Published, dialect: Dialect) -> Heads {
-    let head = |&(channel, epoch): &(u32, u32)| {
-        let head = match dialect {
-            Dialect::Tidewire => published.heads_by_epoch.get(&epoch),
-            // Publishers have the same number everywhere.
-            _ => published.heads.get(&channel),
-        };
-        Some((channel, *head?))
-    };
-    side.channels.iter().filter_map(head).collect()
 }
 
 /// Sees the run through to the end of its window: CPU at both edges, counters and histograms around it.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use crate::ledger::Account;
+use crate::publishers::Returns;
 use crate::result::{
     AgeSecond, Bottleneck, BuildInfo, Core, EncodedHistogram, FORMAT, MachineInfo, Percentiles, PhaseResult,
     Repetition, RunFile, ScenarioResult, Second, Side, Skipped, StageResult, StageSource, Subject, Visits,
@@ -108,6 +109,7 @@ impl Sample {
                 failures: vec![],
             }),
             idle_bytes_per_connection: (name == "idle").then_some(6_226.0 * slowness),
+            returns: Returns::default(),
             refused: 0,
             refusals: BTreeMap::new(),
             ended: vec![],

@@ -31,6 +31,10 @@ pub(crate) struct Group {
     /// `SO_RCVBUF`. The kernel keeps twice as much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_buffer_bytes: Option<usize>,
+    /// When the connection ends, it connects again and goes on, and that is no failure. So do publishers then, and all where there
+    /// are several servers; flaky ones do in any case.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub comes_back: bool,
     /// Names of the phases that they are there for; all if empty. Not for healthy ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<String>,
@@ -62,7 +66,7 @@ pub(crate) enum Behaviour {
         #[serde(with = "seconds")]
         for_s: Duration,
     },
-    /// Reads for a while, goes without a word, comes back and subscribes again.
+    /// Reads for a while, goes without a word, comes back and goes on where it was.
     Flaky {
         /// Connected.
         #[serde(with = "seconds")]
@@ -148,6 +152,7 @@ impl Group {
             max_age_ms: None,
             max_rate_hz: None,
             receive_buffer_bytes: None,
+            comes_back: false,
             phases: Vec::new(),
             behaviour: Behaviour::Healthy,
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{bottleneck, grouped, label, median_of, nanos, percent, phases, rate, time};
 use crate::ledger::Account;
+use crate::publishers::Returns;
 use crate::result::{Bottleneck, PhaseResult, Repetition, RunFile, ScenarioResult};
 use crate::verdict::back_to_normal_after;
 
@@ -122,6 +123,18 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
     for why in &repetition.ended {
         note(format!("a connection ended early: {why}"));
     }
+    let Returns { times, unacknowledged, unsent } = repetition.returns;
+    if repetition.returns != Returns::default() {
+        note(format!(
+            "publishers came back {} times: {} samples were not acknowledged when a connection ended, {} fell due meanwhile and were not sent",
+            grouped(times),
+            grouped(unacknowledged),
+            grouped(unsent)
+        ));
+    }
+    if repetition.account.resumed > 0 {
+        note(format!("healthy subscribers: {}", lives(&repetition.account)));
+    }
     if !repetition.account.is_exact() {
         note(format!("THE BOOKS DO NOT BALANCE: {}", books(&repetition.account)));
     }
@@ -129,7 +142,7 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
 
 /// The ledger in words.
 fn books(account: &Account) -> String {
-    let Account { published, received, announced, unannounced, excess, irregular } = *account;
+    let Account { published, received, announced, unannounced, excess, irregular, .. } = *account;
     let mut text = format!(
         "published {} = received {} + announced {}",
         grouped(published),
@@ -144,6 +157,33 @@ fn books(account: &Account) -> String {
         if count > 0 {
             let _ = write!(text, ", {} {what}", grouped(count));
         }
+    }
+    if account.resumed > 0 {
+        let _ = write!(text, "; {}", lives(account));
+    }
+    text
+}
+
+/// What came of reconnecting, in words.
+fn lives(account: &Account) -> String {
+    let mut text = format!(
+        "{} times a connection went on where one had ended, with {} samples of the past",
+        grouped(account.resumed),
+        grouped(account.replayed)
+    );
+    if account.unseen > 0 {
+        let _ = write!(
+            text,
+            "; {} samples of streams that began meanwhile came before the first one that it was told of",
+            grouped(account.unseen)
+        );
+    }
+    if account.resets > 0 {
+        let _ = write!(
+            text,
+            "; {} CHANNELS WERE RESET: what was published meanwhile is not known",
+            grouped(account.resets)
+        );
     }
     text
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tidewire::wire::proto::{Block, Frame, Publish, Sample, sample};
 use tidewire::wire::{Codec, codec};
 
-use super::{DEADLINE, Handshake, Message, Peer, masked};
+use super::{DEADLINE, Handshake, Message, Peer, Response, masked};
 
 /// How a client connects.
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +39,11 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr, options: &Options<'_>) -> Self {
+        Self::try_connect(address, options).unwrap_or_else(|response| panic!("{response:?}"))
+    }
+
+    /// Connects, unless it is refused.
+    pub(crate) fn try_connect(address: SocketAddr, options: &Options<'_>) -> Result<Self, Response> {
         let path = options.user.map_or_else(|| "/ws".to_owned(), |user| format!("/ws?user={user}"));
         let mut peer = if options.small { Peer::connect_small(address) } else { Peer::connect(address) };
         let subprotocol = options.codec.subprotocol();
@@ -48,11 +53,14 @@ impl Client {
         }
         peer.write(&handshake.bytes());
         let response = peer.response();
-        assert_eq!((response.status, response.header("sec-websocket-protocol")), (101, Some(subprotocol)));
+        if response.status != 101 {
+            return Err(response);
+        }
+        assert_eq!(response.header("sec-websocket-protocol"), Some(subprotocol));
         let Message::Text(welcome) = peer.message() else { panic!("welcome comes first") };
         let welcome: Value = serde_json::from_str(&welcome).unwrap();
         assert_eq!((&welcome["type"], &welcome["protocol"]), (&json!("welcome"), &json!(subprotocol)));
-        Self {
+        Ok(Self {
             peer,
             codec: options.codec,
             welcome,
@@ -61,7 +69,7 @@ impl Client {
             known: HashSet::new(),
             closed: None,
             next_id: 1,
-        }
+        })
     }
 
     /// Its number.

@@ -155,10 +155,10 @@ impl Process {
         Self::spawn(command.stderr(Stdio::piped()))
     }
 
-    /// Starts it with these arguments, and has it log into a file: more than a pipe holds that nobody reads.
-    pub(crate) fn start_logging(arguments: &[&str], log: &Path) -> Self {
+    /// Starts it at an address and a port with these arguments, and has it log into a file: more than a pipe holds that nobody reads.
+    pub(crate) fn start_logging(listen: &str, arguments: &[&str], log: &Path) -> Self {
         let log = File::create(log).unwrap();
-        Self::spawn(Self::command("127.0.0.1:0").args(arguments).stderr(log))
+        Self::spawn(Self::command(listen).args(arguments).stderr(log))
     }
 
     /// Starts it so that a write over the limit of [`Process::limit_files`] fails as on a full disk, instead of ending the process.
