@@ -316,7 +316,7 @@ proptest! {
 
     #[test]
     fn told_between_servers(
-        kind in select(&["hello", "changed", "seen", "list", "listing", "where", "revoke", "x"][..]),
+        kind in select(&["hello", "changed", "seen", "list", "listing", "where", "revoke", "who", "present", "nobody", "x"][..]),
         fields in subsequence(
             &[
                 ",\"revision\":4",
@@ -331,8 +331,12 @@ proptest! {
                 ",\"names\":[\"a\",\"\"]",
                 ",\"revoked\":{\"subject\":\"m\"}",
                 ",\"issued_s\":9",
+                ",\"number\":5",
+                ",\"ask\":[\"a\"]",
+                ",\"keep\":[\"a\",\"\"]",
+                ",\"channels\":{\"a\":{\"count\":1,\"members\":[{\"connection\":7,\"user\":\"ada\"}],\"to\":[{\"node\":\"b\",\"number\":2}]}}",
             ][..],
-            0..=12,
+            0..=16,
         ),
         damage in option::weighted(0.3, damage()),
     ) {
