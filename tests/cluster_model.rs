@@ -359,6 +359,7 @@ impl World {
             Event::Message(name, payload) => this.core.message(&name, payload, now),
         }
         this.core.ask_where(&this.asked);
+        this.core.tell_presence(&this.asked, now);
         true
     }
 
@@ -738,6 +739,20 @@ fn a_new_server_is_told_everything_at_once_however_late_it_hears() {
     // No time has passed.
     let heard = world.peers[0].streams.values().next().expect("the stream");
     assert_eq!((world.peers[0].answered, heard.start), (1, 6));
+}
+
+#[test]
+fn nobody_waits_for_a_server_that_has_said_that_it_ends() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    let now = world.now;
+    let ending = &mut world.nodes[1];
+    ending.core.presence(PresenceAcross::Nobody, now);
+    ending.core.tell_presence(&ending.asked, now);
+    world.step_all();
+    world.nodes.truncate(1);
+    // Fails if it has to wait for time to pass.
+    world.advertise(0, "a.x");
 }
 
 #[test]

@@ -32,7 +32,7 @@ use model::{new_member, split_message};
 /// Longer than any disk takes; only a test that would fail waits for it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The larger half of an eighth of the smallest folder: one sample of this size is more than the store takes.
+/// A sample of this size is more than an eighth of the folder (16 MiB), which is the most that the store takes.
 const TOO_LARGE: usize = 3 << 20;
 
 struct Home {

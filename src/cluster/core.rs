@@ -237,7 +237,9 @@ impl Core {
     /// Somebody begins to publish under a name, and waits until no other server misses what comes.
     pub fn open(&mut self, waiter: Waiter, wire: &dyn Wire, now: Now) {
         self.take_changes(wire, now);
-        let missing: HashSet<NodeId> = self.catalogue.nodes().collect();
+        // One that ends has no subscribers to come.
+        let missing: HashSet<NodeId> =
+            self.catalogue.nodes().filter(|node| !self.presences.is_leaving(*node)).collect();
         if !self.up || missing.is_empty() {
             self.router.pass_on(Arrival { passed: 0, waiter });
             return;
@@ -511,7 +513,10 @@ impl Core {
                 self.presences.heard_who((node, number), (&ask, &keep), crosses, now.at);
             }
             Message::Present { number, channels } => self.presences.heard_present(node, number, channels),
-            Message::Nobody {} => self.presences.heard_nobody(node),
+            Message::Nobody {} => {
+                self.presences.heard_nobody(node);
+                self.note_seen(node, u64::MAX);
+            }
             _ => {}
         }
     }

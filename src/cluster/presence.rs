@@ -5,7 +5,7 @@
 //! never a difference, when they are asked and when it has changed. So what is lost, late or repeated corrects itself with the
 //! next message, and interest that nobody renews lapses.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ pub struct Presences {
     up: Option<Instant>,
     /// What somebody here wants to know.
     interests: HashMap<Arc<str>, Interest>,
+    /// Watched names that there was no room for: of the channels here, at the most.
+    waiting: BTreeSet<Arc<str>>,
     /// Names that the next `who` asks about.
     who: VecDeque<Arc<str>>,
     /// `who` so far.
@@ -175,6 +177,7 @@ impl Presences {
             name_bytes_max,
             up: None,
             interests: HashMap::new(),
+            waiting: BTreeSet::new(),
             who: VecDeque::new(),
             whos: 0,
             deadlines: VecDeque::new(),
@@ -227,6 +230,7 @@ impl Presences {
     pub fn watch(&mut self, name: &Arc<str>, now: Instant) {
         let Some(interest) = self.interest(name, now) else {
             self.refusals.full += 1;
+            self.waiting.insert(Arc::clone(name));
             return;
         };
         interest.watched = true;
@@ -238,6 +242,7 @@ impl Presences {
 
     /// Nobody here does any more.
     pub fn unwatch(&mut self, name: &Arc<str>) {
+        self.waiting.remove(name);
         if let Some(interest) = self.interests.get_mut(name) {
             interest.watched = false;
             self.drop_unused(name);
@@ -362,6 +367,12 @@ impl Presences {
         }
     }
 
+    /// Whether that server has said that it ends.
+    #[must_use]
+    pub fn is_leaving(&self, node: NodeId) -> bool {
+        self.leaving.contains(&node)
+    }
+
     /// Another server ends, and nobody is there any more.
     pub fn heard_nobody(&mut self, from: NodeId) {
         self.leaving.insert(from);
@@ -394,6 +405,11 @@ impl Presences {
         let renew = self.interests.iter().filter(|(_, it)| it.watched && old(it));
         let renew: Vec<_> = renew.map(|(name, _)| Arc::clone(name)).collect();
         renew.iter().for_each(|name| self.queue_who(name));
+        while self.interests.len() < INTERESTS_MAX
+            && let Some(name) = self.waiting.pop_first()
+        {
+            self.watch(&name, now);
+        }
         let acts = &mut self.acts;
         self.lent.retain(|name, lent| {
             if lent.until.is_some_and(|until| until <= now) {
@@ -1283,6 +1299,12 @@ mod tests {
         let refused =
             |act: &Act| matches!(act, Act::Tell(_, AboutPresence::Elsewhere { partial: Some(true), .. }));
         assert!(core.take_acts(now).iter().any(refused), "whoever asks is told at once that it is not all");
+        // Whoever watches is made good when there is room.
+        let late = core.waiting.first().expect("they wait").clone();
+        let watched = core.interests.keys().find(|name| core.interests[*name].watched).expect("many").clone();
+        core.unwatch(&watched);
+        core.second(|_| true, now);
+        assert!(core.interests[&late].watched && !core.waiting.contains(&late));
     }
 
     #[test]

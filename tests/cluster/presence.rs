@@ -6,7 +6,7 @@ use tidewire::wire::proto::sample;
 
 use crate::follower::Publisher;
 use crate::rig::{Node, Rig};
-use crate::support::{Client, Options, samples, wait_for};
+use crate::support::{Client, Options, metric, samples, wait_for};
 
 /// Its life, as it tells in its log.
 fn life(node: &Node) -> String {
@@ -183,6 +183,9 @@ pub(crate) fn foreign_words_about_who_is_there(kind: &'static Kind) -> String {
         json!({"node": "7", "type": "who", "number": 1, "ask": ["", "a.*", "$sys.cpu", "$presence.x"], "keep": []}),
     );
     wait_for("the refusals", || (one.refused("malformed") >= 6.0).then_some(()));
+    // Two of them are no message at all.
+    let refused = || metric(one.address(), "tidewire_node_messages_refused_total");
+    wait_for("the other refusals", || (refused() >= 2.0).then_some(()));
     // One that nobody has seen before, and that is never heard of again.
     said(5, json!({"count": 1, "members": [{"connection": 9}]}));
     let stranger = json!({"server": "0000000000000007", "connection": 9});

@@ -2,8 +2,10 @@
 //! with its process.
 
 use std::fs;
+use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -11,6 +13,9 @@ use crate::support::wait_for;
 
 /// Of its log, where a test fails: it says the same thing at each attempt.
 const LINES_SHOWN: usize = 10;
+
+/// What only this nginx answers.
+const HERE: &str = "/nginx-is-here";
 
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -51,7 +56,8 @@ impl Proxy {
             if proxy.child.try_wait().unwrap().is_some() {
                 return Some(false);
             }
-            TcpStream::connect(address).is_ok().then_some(true)
+            // Another process may have the port meanwhile, and answers otherwise.
+            is_there(address).then_some(true)
         })
         .then_some(proxy)
     }
@@ -67,6 +73,18 @@ impl Drop for Proxy {
             log.lines().take(LINES_SHOWN).for_each(|line| eprintln!("nginx: {line}"));
         }
     }
+}
+
+fn is_there(address: SocketAddr) -> bool {
+    let ask = || -> io::Result<String> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {HERE} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 204"))
 }
 
 /// One process, which is the one that was started, so that nothing is left behind it. A server that refuses is passed over for the
@@ -92,10 +110,12 @@ http {{
   }}
   server {{
     listen {address};
+    location = {HERE} {{ return 204; }}
     location / {{
       proxy_pass http://tidewire;
       proxy_http_version 1.1;
-      proxy_set_header Host $host;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $remote_addr;
       proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Connection upgrade;
       proxy_connect_timeout 2s;
