@@ -32,6 +32,9 @@ pub(crate) enum Request<'a> {
         /// Most samples a second of a channel; left to the server if not given.
         #[serde(skip_serializing_if = "Option::is_none")]
         max_rate_hz: Option<f64>,
+        /// What of the past comes first: what was received in so many milliseconds.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        last_ms: Option<u64>,
         /// Where it goes on.
         #[serde(skip_serializing_if = "Option::is_none")]
         since: Option<Since>,
@@ -204,15 +207,17 @@ mod tests {
             max_delay_ms: Some(0),
             max_age_ms: Some(7),
             max_rate_hz: Some(2.5),
+            last_ms: None,
             since: Some(Since::Named([("a.b".to_owned(), "7:1,8:2".to_owned())].into())),
         };
-        let none = Request::Subscribe {
+        let late = Request::Subscribe {
             id: 1,
             channel: "a",
             policy: None,
             max_delay_ms: None,
             max_age_ms: None,
             max_rate_hz: None,
+            last_ms: Some(10_000),
             since: None,
         };
         let cases = [
@@ -220,7 +225,7 @@ mod tests {
                 all,
                 r#"{"type":"subscribe","id":1,"channel":"a.*","policy":"latest","max_delay_ms":0,"max_age_ms":7,"max_rate_hz":2.5,"since":{"a.b":"7:1,8:2"}}"#,
             ),
-            (none, r#"{"type":"subscribe","id":1,"channel":"a"}"#),
+            (late, r#"{"type":"subscribe","id":1,"channel":"a","last_ms":10000}"#),
             (Request::Ping { id: 3 }, r#"{"type":"ping","id":3}"#),
             (Request::Advertise { id: 2, channel: "a" }, r#"{"type":"advertise","id":2,"channel":"a"}"#),
         ];

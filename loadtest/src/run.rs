@@ -413,6 +413,40 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_late_may_ask_for_the_past() {
+        let phase = |name: &str| PhaseSpec {
+            name: name.to_owned(),
+            rate_factor: 1.0,
+            warmup_s: None,
+            duration_s: None,
+        };
+        let mut scenario = Scenario { phases: vec![phase("calm"), phase("storm")], ..short("steady") };
+        let behaviour = Behaviour::Paused { every_s: Duration::from_secs(9), for_s: Duration::from_secs(9) };
+        for codec in [Codec::Protobuf, Codec::Msgpack, Codec::Json] {
+            scenario.groups.push(Group {
+                codec,
+                behaviour,
+                last_ms: Some(60_000),
+                phases: vec!["storm".to_owned()],
+                ..Group::healthy(10)
+            });
+        }
+        // All of the past of a run as short as this.
+        let target = Target::new(server());
+        let outcome = run(&scenario, &target, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        let (storm, healthy) = (outcome.others["paused"], outcome.account.published / 5);
+        assert!(storm.is_exact() && storm.announced == 0, "{storm:?}");
+        assert_eq!((storm.published, storm.received), (30 * healthy, 30 * healthy), "{storm:?}");
+        assert!(storm.replayed > 0 && storm.replayed < storm.received, "{storm:?}");
+        assert_eq!((storm.resumed, storm.resets), (0, 0), "{storm:?}");
+        // What is of the past has no age.
+        let aged =
+            outcome.phases.iter().map(|it| it.ages.get("paused").map_or(0, |ages| ages.len())).sum::<u64>();
+        assert!(aged > 0 && aged <= storm.received - storm.replayed, "{aged} {storm:?}");
+        assert_eq!(outcome.ended, Vec::<String>::new());
+    }
+
+    #[test]
     fn who_comes_back_goes_on() {
         let mut scenario = Scenario { duration_s: Duration::from_millis(500), ..short("steady") };
         scenario.groups[0].comes_back = true;

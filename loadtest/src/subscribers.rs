@@ -37,6 +37,8 @@ pub(crate) struct Options {
     pub max_age_ms: Option<u32>,
     /// `max_rate_hz`.
     pub max_rate_hz: Option<f64>,
+    /// `last_ms` of the first subscription.
+    pub last_ms: Option<u64>,
     /// `SO_RCVBUF`.
     pub receive_buffer_bytes: Option<usize>,
     /// What the server speaks.
@@ -59,6 +61,7 @@ impl Options {
             max_delay_ms,
             max_age_ms,
             max_rate_hz,
+            last_ms,
             receive_buffer_bytes,
             comes_back,
             ..
@@ -69,6 +72,7 @@ impl Options {
             max_delay_ms,
             max_age_ms,
             max_rate_hz,
+            last_ms,
             receive_buffer_bytes,
             dialect,
             publishers,
@@ -128,12 +132,30 @@ impl Subscriber {
         books: &mut Books,
         buffer: &mut [u8],
     ) -> Result<Self, Ended> {
-        let Options { codec, policy, max_delay_ms, max_age_ms, max_rate_hz, receive_buffer_bytes, .. } =
-            *options;
+        let Options {
+            codec,
+            policy,
+            max_delay_ms,
+            max_age_ms,
+            max_rate_hz,
+            last_ms,
+            receive_buffer_bytes,
+            ..
+        } = *options;
         let mut connection = Connection::open(endpoint, Some(codec.subprotocol()), receive_buffer_bytes)?;
         let (policy, since) = (policy.map(Policy::label), books.begin_again(channel));
-        let request =
-            Request::Subscribe { id: 1, channel, policy, max_delay_ms, max_age_ms, max_rate_hz, since };
+        // It is one or the other.
+        let last_ms = last_ms.filter(|_| since.is_none());
+        let request = Request::Subscribe {
+            id: 1,
+            channel,
+            policy,
+            max_delay_ms,
+            max_age_ms,
+            max_rate_hz,
+            last_ms,
+            since,
+        };
         connection.send_text(&request.to_json())?;
         // Frames may follow the answer in the same read; the books take them as well.
         connection.wait_for(buffer, |message| {

@@ -115,6 +115,9 @@ impl Scenario {
         if group.max_rate_hz.is_some_and(|it| !(0.1..=1e9).contains(&it)) {
             return Some(format!("groups[{at}].max_rate_hz: give at least 0.1, or leave it out"));
         }
+        if group.last_ms == Some(0) {
+            return Some(format!("groups[{at}].last_ms = 0: give at least 1, or leave it out"));
+        }
         let short = |time: Duration| time < DURATION_MIN;
         match group.behaviour {
             Behaviour::Healthy if !group.phases.is_empty() => Some(format!(
@@ -175,6 +178,13 @@ mod tests {
                     ..slow
                 },
                 "healthy",
+            ),
+            (
+                Scenario {
+                    groups: vec![Group { last_ms: Some(0), ..Group::healthy(1) }],
+                    ..named("steady").unwrap()
+                },
+                "last_ms",
             ),
             (with(Behaviour::Slow { read_bytes_per_s: 0 }), "read_bytes_per_s"),
             (with(Behaviour::Paused { every_s: Duration::ZERO, for_s: DURATION_MIN }), "paused"),

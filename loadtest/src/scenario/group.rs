@@ -28,6 +28,10 @@ pub(crate) struct Group {
     /// Delivery option.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate_hz: Option<f64>,
+    /// What of the past a first subscription asks for: what the server received in so many milliseconds. One that comes back goes
+    /// on where it was instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ms: Option<u64>,
     /// `SO_RCVBUF`. The kernel keeps twice as much.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive_buffer_bytes: Option<usize>,
@@ -151,6 +155,7 @@ impl Group {
             max_delay_ms: None,
             max_age_ms: None,
             max_rate_hz: None,
+            last_ms: None,
             receive_buffer_bytes: None,
             comes_back: false,
             phases: Vec::new(),
