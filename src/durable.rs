@@ -103,6 +103,12 @@ impl Durable {
         self.store.stream(name).ok()
     }
 
+    /// Up to which sequence the name's stream has what was given under an epoch: all of its own, and what it has gone on from.
+    #[must_use]
+    pub fn reaches(&self, name: &str, epoch: u32) -> Option<Seq> {
+        self.store.reaches(name, epoch)
+    }
+
     /// The channel that a stream has its home with.
     #[must_use]
     pub fn channel_of(&self, key: StreamKey) -> Option<ChannelId> {

@@ -384,7 +384,10 @@ impl Hub {
         now: Now,
     ) {
         if self.draining {
-            self.metrics.counters.samples_after_drain += block.spans.len() as u64;
+            // What the server tells of itself is nobody's loss.
+            if !presence::tells(info) {
+                self.metrics.counters.samples_after_drain += block.spans.len() as u64;
+            }
             return;
         }
         self.begin_channel(info, now);
@@ -462,6 +465,8 @@ impl Hub {
     fn retire(&mut self, info: &ChannelInfo, now: Now) {
         self.with_channel(info.id, now, Channel::seal_all);
         self.dispatch(info.id, now);
+        // The disk's answer would find nobody any more.
+        self.ack_upto(info.id, Seq::MAX, Guarantee::Accepted);
         if let Some(gone) = self.channels.remove(&info.id) {
             self.note_watchers(gone.info(), false);
             if let Some(ring) = gone.ring() {

@@ -742,8 +742,30 @@ fn a_new_server_is_told_everything_at_once_however_late_it_hears() {
 }
 
 #[test]
+fn a_frame_whose_end_alone_is_new_is_told_as_lost() {
+    let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.connect(0, 0);
+    world.subscribe(0, "a.x");
+    world.settle();
+    world.publish(1, "a.x", 5);
+    world.settle();
+    world.publish(1, "a.x", 5);
+    world.advance(20);
+    while world.step(1) {}
+    let (node, epoch) = (world.nodes[1].outgoing.node, *world.published.keys().next().unwrap());
+    let head = relay::head_payload(node, epoch, 1, 9);
+    world.nodes[0].events.push_front(Event::Message("a.x".to_owned(), head.head));
+    world.settle();
+    let heard = world.peers[0].streams.values().find(|heard| heard.epoch == epoch).expect("the stream");
+    assert_eq!((heard.values.len(), heard.last, heard.missing), (5, 10, 5));
+}
+
+#[test]
 fn nobody_waits_for_a_server_that_has_said_that_it_ends() {
     let mut world = World::new(2, 1, 7);
+    world.settle();
+    world.publish(1, "b.x", 5);
     world.settle();
     let now = world.now;
     let ending = &mut world.nodes[1];
@@ -753,6 +775,12 @@ fn nobody_waits_for_a_server_that_has_said_that_it_ends() {
     world.nodes.truncate(1);
     // Fails if it has to wait for time to pass.
     world.advertise(0, "a.x");
+    // Nor whoever subscribes to what that has published.
+    world.connect(0, 0);
+    world.subscribe(0, "b.x");
+    world.step_all();
+    world.read(0);
+    assert_eq!(world.peers[0].answered, 1);
 }
 
 #[test]

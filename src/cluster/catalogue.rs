@@ -81,9 +81,14 @@ impl Catalogue {
         self.peers.contains_key(&node)
     }
 
+    /// The other servers that publish a name, each with the life of its sequence.
+    pub fn publishers(&self, name: &str) -> impl Iterator<Item = (NodeId, u32)> + '_ {
+        self.names.get(name).into_iter().flatten().map(|(node, epoch)| (*node, *epoch))
+    }
+
     /// The lives of a name's sequences on other servers.
     pub fn streams(&self, name: &str) -> impl Iterator<Item = u32> + '_ {
-        self.names.get(name).into_iter().flatten().map(|(_, epoch)| *epoch)
+        self.publishers(name).map(|(_, epoch)| epoch)
     }
 
     /// Whether another server publishes a name.
@@ -128,6 +133,8 @@ impl Catalogue {
                 }
             }
             Message::Listing { revision, part, parts, channels } => {
+                // While parts come, it is not asked for again.
+                peer.asked = Some(now);
                 if let Some(all) = peer.take_part(revision, part, parts, channels, self.entries_max) {
                     peer.revision = revision;
                     peer.listed = true;

@@ -785,7 +785,11 @@ impl Core {
     fn is_settled(&self, name: &str) -> bool {
         self.topics.get(name).is_none_or(|topic| match topic.state {
             State::Asked => false,
-            State::Live => self.catalogue.streams(name).all(|epoch| topic.streams.contains_key(&epoch)),
+            // One that ends answers no question.
+            State::Live => self
+                .catalogue
+                .publishers(name)
+                .all(|(node, epoch)| topic.streams.contains_key(&epoch) || self.presences.is_leaving(node)),
             State::Refused | State::Full => true,
         })
     }

@@ -435,6 +435,12 @@ impl Store {
         self.came(&mut inner);
     }
 
+    /// Up to which sequence the stream of a name has what was given under an epoch; of none that was forgotten.
+    #[must_use]
+    pub fn reaches(&self, name: &str, epoch: u32) -> Option<Seq> {
+        self.shared.lock().registry.reaches(name, epoch)
+    }
+
     /// Whether a name's stream is there and was not forgotten.
     #[must_use]
     pub fn is_in_use(&self, name: &str) -> bool {

@@ -44,6 +44,15 @@ impl ChannelInfo {
     pub fn first_seq(&self) -> Seq {
         self.life.as_ref().map_or(1, |life| life.next_seq)
     }
+
+    /// Up to which sequence a life of a sequence is in this stream: all of its own, and what it has gone on from.
+    fn reaches(&self, epoch: u32) -> Option<Seq> {
+        if self.epoch == epoch {
+            return Some(Seq::MAX);
+        }
+        let lineage = self.life.as_ref().map(|life| life.lineage.as_slice()).unwrap_or_default();
+        lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
+    }
 }
 
 /// Why somebody holds a channel open.
@@ -53,17 +62,6 @@ pub enum Role {
     Publisher,
     /// To subscribe.
     Subscriber,
-}
-
-impl ChannelInfo {
-    /// Up to which sequence a life of a sequence is in this stream: all of its own, and what it has gone on from.
-    fn reaches(&self, epoch: u32) -> Option<Seq> {
-        if self.epoch == epoch {
-            return Some(Seq::MAX);
-        }
-        let lineage = self.life.as_ref().map(|life| life.lineage.as_slice()).unwrap_or_default();
-        lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
-    }
 }
 
 /// Why there is no mirror.
@@ -229,6 +227,7 @@ impl Directory {
         epoch: u32,
         origin: NodeId,
         upto: Seq,
+        stored: Option<Seq>,
         now: Instant,
     ) -> Result<Arc<ChannelInfo>, NoMirror> {
         let known = self.mirrors.get(name).map(Vec::as_slice).unwrap_or_default();
@@ -238,7 +237,7 @@ impl Directory {
             self.set_mirror_published(info.id, true);
             return Ok(info);
         }
-        let floor = self.by_name.get(name).and_then(|own| own.info.reaches(epoch)).unwrap_or(0);
+        let floor = self.by_name.get(name).map_or(stored, |own| own.info.reaches(epoch)).unwrap_or(0);
         // Where it begins is told before there is a sample.
         if floor > 0 && upto <= floor {
             return Err(NoMirror::Own);
@@ -517,10 +516,10 @@ mod tests {
     fn a_mirror_is_found_like_a_channel_and_lingers_like_one() {
         let (node, linger, start) = (NodeId(7), Duration::from_secs(60), Instant::now());
         let mut directory = Directory::new(2, 3);
-        let mirror = directory.open_mirror("a.b", 5, node, 1, start).unwrap();
+        let mirror = directory.open_mirror("a.b", 5, node, 1, None, start).unwrap();
         assert_eq!(directory.len(), 1);
         assert_eq!(
-            directory.open_mirror("a.b", 5, node, 1, start),
+            directory.open_mirror("a.b", 5, node, 1, None, start),
             Ok(Arc::clone(&mirror)),
             "the same stream"
         );
@@ -530,13 +529,17 @@ mod tests {
         assert_eq!(directory.open_mirrors("a.b", 10), [Arc::clone(&mirror)]);
         assert_eq!((mirror.origin, own.home), (Some(node), mirror.home));
         assert_eq!(directory.numbers_of("a.b"), [own.id, mirror.id]);
-        assert_eq!(directory.open_mirror("a.b", own.epoch, node, 1, start), Err(NoMirror::Own));
+        assert_eq!(directory.open_mirror("a.b", own.epoch, node, 1, None, start), Err(NoMirror::Own));
         assert_eq!(directory.end_mirror("a.b", 5), Some(Arc::clone(&mirror)));
         assert_eq!(directory.open_mirrors("a.b", 10), [], "nobody finds what has ended");
-        assert_eq!(directory.open_mirror("a.b", 5, node, 1, start), Ok(Arc::clone(&mirror)), "it goes on");
+        assert_eq!(
+            directory.open_mirror("a.b", 5, node, 1, None, start),
+            Ok(Arc::clone(&mirror)),
+            "it goes on"
+        );
         assert_eq!(directory.len(), 2);
-        directory.open_mirror("c", 5, node, 1, start).unwrap();
-        assert_eq!(directory.open_mirror("d", 5, node, 1, start), Err(NoMirror::Full));
+        directory.open_mirror("c", 5, node, 1, None, start).unwrap();
+        assert_eq!(directory.open_mirror("d", 5, node, 1, None, start), Err(NoMirror::Full));
         directory.release(mirror.id, start);
         assert_eq!(directory.sweep(linger, start + linger).len(), 1, "c; the other is held still");
         directory.release(mirror.id, start);
@@ -552,22 +555,29 @@ mod tests {
         let life = Life { key: StreamKey(0), epoch: 3, next_seq: 251, lineage };
         directory.open_life("a", Role::Subscriber, Some(life)).unwrap();
         for (epoch, upto) in [(1, 1), (1, 100), (2, 250), (3, 1), (3, 1_000)] {
-            assert_eq!(directory.open_mirror("a", epoch, node, upto, start), Err(NoMirror::Own), "{epoch}");
+            assert_eq!(
+                directory.open_mirror("a", epoch, node, upto, None, start),
+                Err(NoMirror::Own),
+                "{epoch}"
+            );
         }
         // What was not safe on the disk at the end of a life, and a life that the stream knows nothing of.
         for (epoch, upto, floor) in [(1, 101, 100), (2, 251, 250), (4, 1, 0)] {
-            assert_eq!(directory.open_mirror("a", epoch, node, upto, start).unwrap().floor, floor);
+            assert_eq!(directory.open_mirror("a", epoch, node, upto, None, start).unwrap().floor, floor);
         }
-        assert_eq!(directory.open_mirror("b", 1, node, 0, start).unwrap().floor, 0, "another name");
+        assert_eq!(directory.open_mirror("b", 1, node, 0, None, start).unwrap().floor, 0, "another name");
+        // Nobody has opened it yet, and it is on the disk.
+        assert_eq!(directory.open_mirror("c", 1, node, 100, Some(100), start), Err(NoMirror::Own));
+        assert_eq!(directory.open_mirror("c", 1, node, 101, Some(100), start).unwrap().floor, 100);
     }
 
     #[test]
     fn a_name_has_a_bounded_number_of_mirrors() {
         let mut directory = Directory::new(1, 1_000);
         for epoch in 1..=64 {
-            assert!(directory.open_mirror("a", epoch, NodeId(7), 1, Instant::now()).is_ok());
+            assert!(directory.open_mirror("a", epoch, NodeId(7), 1, None, Instant::now()).is_ok());
         }
-        assert_eq!(directory.open_mirror("a", 65, NodeId(7), 1, Instant::now()), Err(NoMirror::Full));
+        assert_eq!(directory.open_mirror("a", 65, NodeId(7), 1, None, Instant::now()), Err(NoMirror::Full));
     }
 
     #[test]
@@ -578,7 +588,7 @@ mod tests {
         assert!(directory.take_changed().is_empty(), "nobody wants to know");
         directory.note_changes();
         let b = directory.open("b", Role::Subscriber).unwrap().info;
-        directory.open_mirror("c", 5, NodeId(7), 1, start).unwrap();
+        directory.open_mirror("c", 5, NodeId(7), 1, None, start).unwrap();
         assert!(directory.take_changed().is_empty(), "nobody publishes it here");
         directory.open("b", Role::Publisher).unwrap();
         directory.open("b", Role::Publisher).unwrap();

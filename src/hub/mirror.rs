@@ -210,8 +210,10 @@ impl Hub {
             Some((_, State::Ended)) | None => {
                 let RelayHeader { node, epoch, seq, count, .. } = header;
                 let upto = seq + u64::from(count) - 1;
-                let opened =
-                    self.router.directory(|directory| directory.open_mirror(name, epoch, node, upto, now.at));
+                let stored = self.router.durable().and_then(|durable| durable.reaches(name, epoch));
+                let opened = self
+                    .router
+                    .directory(|directory| directory.open_mirror(name, epoch, node, upto, stored, now.at));
                 let info = opened.map_err(|why| match why {
                     NoMirror::Full => RelayRefusal::Full,
                     NoMirror::Own => RelayRefusal::Own,
@@ -292,6 +294,14 @@ impl Hub {
             // What was there already, or a stream's head that the samples were faster than.
             if header.count > 0 {
                 self.metrics.counters.relays_refused[RelayRefusal::Duplicate] += 1;
+            }
+            // Its end is new, and a frame is not cut: what a server that was killed had sealed otherwise for its disk.
+            let behind = header.seq + u64::from(header.count);
+            if behind > next {
+                self.metrics.counters.samples_missed_from_broker += behind - next;
+                self.with_channel(info.id, now, |channel, flush| channel.skip_to(behind, flush));
+                self.dispatch(info.id, now);
+                self.tell_missed(info.id, behind - 1, now);
             }
             return;
         }

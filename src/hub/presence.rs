@@ -356,12 +356,13 @@ impl Hub {
             self.tell_servers(name, |name| PresenceAcross::Said(name, here));
         }
         let part = part.unwrap_or_default();
-        let answers = [false, true].map(|partial| {
-            Arc::new(PresenceAnswer { name: Arc::clone(name), part: part.clone(), partial, as_of })
-        });
+        let mut answers: [Option<Arc<PresenceAnswer>>; 2] = [None, None];
         for asker in asking {
             let Asker::Connection { worker, token, partial } = asker else { continue };
-            let answer = Arc::clone(&answers[usize::from(partial)]);
+            let answer = answers[usize::from(partial)].get_or_insert_with(|| {
+                Arc::new(PresenceAnswer { name: Arc::clone(name), part: part.clone(), partial, as_of })
+            });
+            let answer = Arc::clone(answer);
             self.tell_worker(worker, AboutPresence::Answer { token, answer });
         }
     }

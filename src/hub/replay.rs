@@ -55,6 +55,10 @@ const LOOKS_MAX: usize = 64;
 /// Parts that a worker has asked of others and not got yet: with [`PART_BYTES_MAX`], what of the past is between two workers.
 const FETCHES_MAX: usize = 16;
 
+/// Those for whom there was nothing that look again at once. Each takes a step as a part does; at ten times a second a third of them
+/// all, so that nobody who has something to catch up with waits for those who have not.
+const WOKEN_MAX: usize = 32;
+
 /// A frame grows by no more than this, nearly always, from protobuf to another codec.
 const GROWTH: usize = 6;
 
@@ -103,6 +107,8 @@ pub(super) struct Replays {
     turns: u64,
     /// Those for which there was nothing: the mirror of a stream lags behind what they have got elsewhere.
     resting: BTreeSet<usize>,
+    /// Behind the last of them that looked again.
+    woken: usize,
     /// What other workers have asked for.
     asked: VecDeque<Fetch>,
     /// Whose turn is next: one of the others', or one of this worker's own.
@@ -164,7 +170,11 @@ impl Replays {
 
     /// Those for which there was nothing look again. To be called about ten times a second: a mirror lags by less, mostly.
     pub(super) fn wake_resting(&mut self, now: Now) {
-        for key in std::mem::take(&mut self.resting) {
+        for _ in 0..WOKEN_MAX.min(self.resting.len()) {
+            let mut next = self.resting.range(self.woken..).chain(&self.resting);
+            let Some(&key) = next.next() else { return };
+            self.resting.remove(&key);
+            self.woken = key + 1;
             self.wait(key, now);
         }
     }

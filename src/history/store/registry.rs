@@ -134,6 +134,16 @@ impl Registry {
         self.dirty.entry(key).or_insert(false);
     }
 
+    /// Up to which sequence the stream of a name, if it is in use, has what was given under an epoch.
+    pub(super) fn reaches(&self, name: &str, epoch: u32) -> Option<Seq> {
+        let state = self.names.get(name).and_then(|key| self.states.get(key));
+        let state = state.filter(|state| state.retired_ns == 0)?;
+        if state.epoch == epoch {
+            return Some(Seq::MAX);
+        }
+        state.lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
+    }
+
     /// Whether a name's stream is there and not retired.
     pub(super) fn is_in_use(&self, name: &str) -> bool {
         self.names.get(name).is_some_and(|key| self.states[key].retired_ns == 0)
