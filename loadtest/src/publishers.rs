@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::books::{GOING_AWAY, Head, Heads, Stream};
+use crate::books::{Begun, GOING_AWAY, Head, Heads, Stream};
 use crate::clock::nanos;
 use crate::comeback::{Comeback, Traveller};
 use crate::control::{Channel, Event, Request};
@@ -61,8 +61,10 @@ pub(crate) struct Publisher {
     asked: bool,
     /// Newest sequence, once the last message was acknowledged.
     head: Option<u64>,
-    /// When it began to open its channel, if that was new and it had been at another server before.
-    begun: Option<Instant>,
+    /// How its stream began, if that was new when it came back.
+    begun: Option<Begun>,
+    /// The lives that its streams have had.
+    epochs: Vec<u32>,
 }
 
 /// Where a publisher is.
@@ -152,6 +154,7 @@ impl Publisher {
             asked: false,
             head: None,
             begun: None,
+            epochs: vec![channel.epoch],
             channel,
         })
     }
@@ -160,8 +163,12 @@ impl Publisher {
     fn come_back(&mut self, opened: Opened) -> &mut Place {
         let Opened { connection, messages, channel, begun } = opened;
         (self.sent, self.asked, self.acknowledged) = (0, false, channel.seq.saturating_sub(1));
-        // A channel that has gone on was there before.
-        self.begun = (channel.seq == 1).then_some(begun);
+        // A life that it had before has gone on. A new one need not begin with 1, where the server had kept what it had.
+        let is_new = !self.epochs.contains(&channel.epoch);
+        self.begun = is_new.then_some(Begun { at: begun, first: channel.seq });
+        if is_new {
+            self.epochs.push(channel.epoch);
+        }
         (self.messages, self.channel) = (messages, channel);
         self.place = Place::Here(connection);
         &mut self.place
@@ -484,8 +491,11 @@ impl Fleet<'_> {
             return Ok(());
         };
         let taken = publisher.taken(publisher.acknowledged);
-        let head = Head { seq: publisher.acknowledged, at_least: true, begun: publisher.begun };
-        self.past.insert(publisher.stream(), head);
+        let stream = publisher.stream();
+        // Of a life that has gone on it is known from before.
+        let begun = publisher.begun.or_else(|| self.past.get(&stream).and_then(|it| it.begun));
+        let head = Head { seq: publisher.acknowledged, at_least: true, begun };
+        self.past.insert(stream, head);
         self.taken_before += taken;
         self.returns.unacknowledged += publisher.sent.saturating_sub(taken);
         publisher.sent = 0;
@@ -649,7 +659,7 @@ impl Fleet<'_> {
                     // A channel that has gone on has the head of its end, and began when it did.
                     let before = heads.insert(publisher.stream(), head);
                     if let (Some(before), Some(head)) = (before, heads.get_mut(&publisher.stream())) {
-                        head.begun = before.begun;
+                        head.begun = publisher.begun.or(before.begun);
                     }
                     refused += publisher.sent.saturating_sub(publisher.taken(seq));
                 }
