@@ -58,6 +58,8 @@ pub(crate) struct Other {
     at: usize,
     /// While it tries to come back.
     attempts: Option<Attempts>,
+    /// What its last return took, and when that was.
+    before: Option<(Attempts, Instant)>,
     /// Whether the poll watches its socket.
     watched: bool,
 }
@@ -119,6 +121,7 @@ impl Other {
                     books: None,
                     at,
                     attempts: None,
+                    before: None,
                     watched: false,
                 })
             })
@@ -327,7 +330,8 @@ impl Stage<'_> {
         match opened {
             Ok(mut subscriber) => {
                 subscriber.set_nonblocking()?;
-                (other.subscriber, other.books, other.attempts) = (Some(subscriber), None, None);
+                other.before = other.attempts.take().map(|attempts| (attempts, Instant::now()));
+                (other.subscriber, other.books) = (Some(subscriber), None);
                 other.state = other.first_state(now_ns);
                 self.watch(index)
             }
@@ -398,12 +402,16 @@ impl Stage<'_> {
                 }
                 Ok(())
             }
-            Err(why) if other.options.comes_back && is_worth_it(&why) => {
-                other.at += 1;
-                let now_ns = self.shared.clock.now_ns();
-                self.leave(index, now_ns)
-            }
             Err(why) => {
+                if other.options.comes_back && is_worth_it(&why) {
+                    let now = Instant::now();
+                    let mut attempts = Attempts::again(other.before.take(), now);
+                    if let Some(delay) = attempts.delay(now, fastrand::f64()) {
+                        other.at += 1;
+                        other.attempts = Some(attempts);
+                        return self.leave(index, self.shared.clock.now_ns() + nanos(delay));
+                    }
+                }
                 let account = subscriber.books().close_here();
                 // Under this policy being cut off is what was asked for, and the close code says it.
                 if other.options.policy != Some(Policy::Disconnect) {
