@@ -87,6 +87,26 @@ impl Target {
         }
     }
 
+    /// What several servers cannot be asked for. The error names the option and the remedy.
+    pub(crate) fn check(&self, scenario: &Scenario) -> Result<(), String> {
+        if self.others.is_empty() {
+            return Ok(());
+        }
+        if self.share != Share::WHOLE {
+            return Err("--url is given several times, and the run is shared (--processes, --share): only the first server would \
+                        be asked where the channels end; give one --url, or run it with one process"
+                .to_owned());
+        }
+        if scenario.load.is_closed() {
+            return Err(format!(
+                "{}: --url is given several times, and load is a closed loop: it waits for samples that may be lost with a \
+                 server; give one --url, or use load = {{ scheduled = {{ per_s = N }} }} (--rate)",
+                scenario.name
+            ));
+        }
+        Ok(())
+    }
+
     /// All servers, the first one first.
     pub(crate) fn servers(&self) -> Arc<[Endpoint]> {
         std::iter::once(&self.endpoint).chain(&self.others).cloned().collect()
@@ -187,6 +207,7 @@ pub(crate) fn run(
     interrupted: &AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Outcome, String> {
+    target.check(whole)?;
     proc::raise_open_files(whole.connections() + OTHER_FILES).map_err(|error| error.to_string())?;
     let scenario = &whole.share(target.share);
     let clock = Clock::new();
@@ -484,6 +505,19 @@ mod tests {
         scenario.groups[0].comes_back = false;
         let outcome = run_against(Fault::Unacknowledged, scenario);
         assert_eq!((outcome.returns, outcome.ended.len()), (Returns::default(), 1));
+    }
+
+    #[test]
+    fn what_several_servers_cannot_do_is_refused() {
+        let endpoint = || Endpoint::parse("ws://127.0.0.1:1/ws").unwrap();
+        let several = Target { others: vec![endpoint()], ..Target::new(endpoint()) };
+        let shared = Target { share: Share { index: 0, of: 2 }, ..several.clone() };
+        let problem = |target: &Target, name| target.check(&named(name).unwrap()).unwrap_err();
+        assert!(problem(&shared, "steady").contains("--processes"));
+        assert!(problem(&several, "saturate").contains("saturate: --url is given several times"));
+        assert_eq!(several.check(&named("steady").unwrap()), Ok(()));
+        let one = Target { others: Vec::new(), ..shared };
+        assert_eq!(one.check(&named("saturate").unwrap()), Ok(()));
     }
 
     #[test]
