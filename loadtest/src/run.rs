@@ -291,10 +291,9 @@ fn shared_heads(target: &Target, channel: &str, clock: Clock, end_ns: u64) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
     use std::sync::atomic::Ordering;
 
-    use crate::fake::{Fault, serve, serve_tls};
+    use crate::fake::{Fault, serve, serve_tls, serve_with};
     use crate::scenario::{Behaviour, Codec, Group, Load, PhaseSpec, named};
 
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
@@ -522,20 +521,35 @@ mod tests {
 
     #[test]
     fn who_has_a_second_server_goes_there() {
-        let target = |urls: [String; 2]| {
-            let [endpoint, other] = urls.map(|url| Endpoint::parse(&url).unwrap());
-            Target { others: vec![other], ..Target::new(endpoint) }
-        };
-        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-        let gone_url = format!("ws://{}/ws", gone.local_addr().unwrap());
-        drop(gone);
-        let target = target([serve(Fault::GoneAway), gone_url]);
+        let state = Arc::default();
+        let servers = [(0, Fault::Dies), (1, Fault::Sound)];
+        let [first, second] =
+            servers.map(|(number, fault)| Endpoint::parse(&serve_with(&state, number, fault)).unwrap());
+        let target = Target { others: vec![second], ..Target::new(first) };
         let mut scenario = short("steady");
-        // All begin at the first.
-        scenario.groups[0].count = 1;
+        let paused = Behaviour::Paused { every_s: Duration::from_secs(9), for_s: Duration::from_secs(9) };
+        scenario.groups.push(Group { behaviour: paused, ..Group::healthy(2) });
         let outcome = run(&scenario, &target, &AtomicBool::new(false), &mut |_| ()).unwrap();
-        assert!(outcome.account.is_exact() && outcome.account.resumed > 0, "{:?}", outcome.account);
-        assert_eq!(outcome.account.published, 126);
+        assert_eq!(outcome.ended, Vec::<String>::new());
+        {
+            // Subscribers were spread, three and one at the first; the publisher began there.
+            let mut state = state.lock().unwrap();
+            state.subscribed.sort_unstable();
+            let all_and_those_again = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1];
+            assert_eq!(state.subscribed, all_and_those_again);
+            assert_eq!(state.advertised, [0, 1]);
+        }
+        let Returns { times, unacknowledged, unsent } = outcome.returns;
+        assert!(times == 1 && unacknowledged >= 1, "{:?}", outcome.returns);
+        for (account, count, back) in [(outcome.account, 5, 3), (outcome.others["paused"], 2, 1)] {
+            assert!(account.is_exact(), "{account:?}");
+            assert_eq!((account.resumed, account.resets, account.unseen), (back, 0, 0));
+            // What was on its way when the server died may have been taken or not.
+            let published = account.published / count;
+            assert_eq!(account.published, count * published);
+            let sent = 126 - unsent;
+            assert!((sent - unacknowledged..=sent).contains(&published) && published > 20, "{account:?}");
+        }
     }
 
     #[test]
