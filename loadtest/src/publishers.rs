@@ -269,6 +269,11 @@ impl Publisher {
         (head + 1).saturating_sub(self.channel.seq)
     }
 
+    /// How its stream began, if that was meanwhile. Of a life that has gone on it is known from before.
+    fn begun(&self, past: &Heads) -> Option<Begun> {
+        self.begun.or_else(|| past.get(&self.stream()).and_then(|it| it.begun))
+    }
+
     fn stream(&self) -> Stream {
         Stream { name: self.channel.name.clone(), epoch: self.channel.epoch }
     }
@@ -492,10 +497,8 @@ impl Fleet<'_> {
         };
         let taken = publisher.taken(publisher.acknowledged);
         let stream = publisher.stream();
-        // Of a life that has gone on it is known from before.
-        let begun = publisher.begun.or_else(|| self.past.get(&stream).and_then(|it| it.begun));
-        let head = Head { seq: publisher.acknowledged, at_least: true, begun };
-        self.past.insert(stream, head);
+        let begun = publisher.begun(&self.past);
+        self.past.insert(stream, Head { seq: publisher.acknowledged, at_least: true, begun });
         self.taken_before += taken;
         self.returns.unacknowledged += publisher.sent.saturating_sub(taken);
         publisher.sent = 0;
@@ -655,12 +658,9 @@ impl Fleet<'_> {
             }
             match (publisher.head, &publisher.place) {
                 (Some(seq), _) => {
-                    let head = Head { seq, at_least: false, begun: publisher.begun };
-                    // A channel that has gone on has the head of its end, and began when it did.
-                    let before = heads.insert(publisher.stream(), head);
-                    if let (Some(before), Some(head)) = (before, heads.get_mut(&publisher.stream())) {
-                        head.begun = publisher.begun.or(before.begun);
-                    }
+                    // A channel that has gone on has the head of its end.
+                    let begun = publisher.begun(&heads);
+                    heads.insert(publisher.stream(), Head { seq, at_least: false, begun });
                     refused += publisher.sent.saturating_sub(publisher.taken(seq));
                 }
                 (None, Place::Gone(why)) => ended.push(why.clone()),
@@ -669,5 +669,41 @@ impl Fleet<'_> {
         }
         let Self { sent, refusals, returns, .. } = self;
         Published { sent, heads, returns, refused, refusals, ended }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fault, serve};
+
+    #[test]
+    fn a_stream_is_new_if_its_life_is() {
+        let server = Endpoint::parse(&serve(Fault::Sound)).unwrap();
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        let mut publisher = Publisher::open(&server, Dialect::Tidewire, (0, "a"), 1, 8, &mut buffer).unwrap();
+        let first = publisher.channel.epoch;
+        let mut past = Heads::new();
+        assert_eq!(publisher.begun(&past), None, "there from the beginning");
+        // (epoch, first sequence, with what its stream began if that was meanwhile)
+        let lives = [
+            (first, 21, None),
+            // A server that had kept what it had.
+            (first + 1, 31, Some(31)),
+            (first + 1, 41, Some(31)),
+            (first + 1, 51, Some(31)),
+            (first + 2, 1, Some(1)),
+            (first + 1, 61, Some(31)),
+            (first, 71, None),
+        ];
+        for (epoch, seq, expected) in lives {
+            let mut opened = publisher.again.clone().begin_again(&server, &mut buffer).unwrap();
+            (opened.channel.epoch, opened.channel.seq) = (epoch, seq);
+            publisher.come_back(opened);
+            let begun = publisher.begun(&past);
+            assert_eq!(begun.map(|it| it.first), expected, "{epoch}:{seq}");
+            assert_eq!(publisher.taken(seq), 1, "it counts from what was advertised");
+            past.insert(publisher.stream(), Head { seq, at_least: true, begun });
+        }
     }
 }
