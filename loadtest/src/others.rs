@@ -31,6 +31,10 @@ const TURN: Duration = Duration::from_millis(20);
 /// How often a slow subscriber reads.
 const SIP: Duration = Duration::from_millis(10);
 
+/// Connections that are opened between two looks at the sockets. Each blocks until the server has answered; where many come at once,
+/// those that are there must not wait for all of them, or the age of what they read would be the generator's.
+const OPENINGS_PER_TURN: usize = 8;
+
 /// Never.
 const NEVER: u64 = u64::MAX;
 
@@ -212,6 +216,7 @@ pub(crate) fn act(
         poll: Poll::new()?,
         buffer: vec![0; READ_BUFFER_BYTES],
         others: Others::default(),
+        openings: 0,
     };
     stage.run()?;
     Ok(stage.others)
@@ -225,11 +230,14 @@ struct Stage<'a> {
     poll: Poll,
     buffer: Vec<u8>,
     others: Others,
+    /// In this turn.
+    openings: usize,
 }
 
 impl Stage<'_> {
     fn run(&mut self) -> io::Result<()> {
         loop {
+            self.openings = 0;
             let now_ns = self.shared.clock.now_ns();
             for index in 0..self.company.len() {
                 self.step(index, now_ns)?;
@@ -245,7 +253,13 @@ impl Stage<'_> {
                 return Ok(());
             }
             let sipping = self.company.iter().any(|other| matches!(other.state, State::Sipping { .. }));
-            for at in 0..self.poll.wait(if sipping { SIP } else { TURN })? {
+            let pause = match self.openings {
+                // More may want to come.
+                OPENINGS_PER_TURN => Duration::ZERO,
+                _ if sipping => SIP,
+                _ => TURN,
+            };
+            for at in 0..self.poll.wait(pause)? {
                 let index = self.poll.token(at);
                 self.read(index, usize::MAX)?;
             }
@@ -262,7 +276,8 @@ impl Stage<'_> {
                 let closes = other.books.is_some() && heads.is_some() && other.attempts.is_none();
                 if other.books.is_none() && (heads.is_some() || until_ns == NEVER) {
                     other.state = State::Done;
-                } else if closes || now_ns >= until_ns {
+                } else if (closes || now_ns >= until_ns) && self.openings < OPENINGS_PER_TURN {
+                    self.openings += 1;
                     return self.connect(index);
                 }
             }
