@@ -15,6 +15,16 @@ use crate::ws::{Ended, Message, Opcode};
 /// Streams that a cursor may name; the newest are.
 const CURSOR_STREAMS_MAX: usize = 32;
 
+/// Channels that a `since` may name.
+const SINCE_CHANNELS_MAX: usize = 1024;
+
+/// Bytes of all that a `since` names: of the 64 KiB that a server takes in a message if it is not set otherwise, 2 KiB are left to
+/// the rest of the `subscribe`.
+const SINCE_BYTES_MAX: usize = 62 << 10;
+
+/// Bytes of a channel's entry in `since` beside its name and its cursor: quotes, colon and comma.
+const ENTRY_BYTES: usize = 6;
+
 /// RFC 6455, section 7.4.1: going away. What a server that says goodbye closes with.
 pub(crate) const GOING_AWAY: u16 = 1001;
 
@@ -34,8 +44,17 @@ pub(crate) struct Head {
     pub seq: u64,
     /// Whether there may be more: this is what was acknowledged when its publisher was cut off.
     pub at_least: bool,
-    /// When its publisher began to open it, if that was while the run went on. Who was subscribed by then was to be told of it.
-    pub begun: Option<Instant>,
+    /// How it began, if that was while the run went on. Who was subscribed by then was to be told of it.
+    pub begun: Option<Begun>,
+}
+
+/// How a stream began that is new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Begun {
+    /// When its publisher began to open it.
+    pub at: Instant,
+    /// The sequence of its first sample. Behind 1 where it goes on from a life that the server had kept.
+    pub first: u64,
 }
 
 impl Head {
@@ -59,8 +78,8 @@ pub(crate) struct Books {
     streams: Vec<Stream>,
     /// Of each stream, in the same order. The number is that of a publisher of a server other than Tidewire.
     pub ledgers: Vec<(u32, Ledger)>,
-    /// Of each, the first sequence that it was ever told of.
-    firsts: Vec<u64>,
+    /// How it met each.
+    met: Vec<Met>,
     /// The channels of this connection.
     here: Vec<Here>,
     /// Whether any of them replays. Without, which is nearly always, no frame need be looked at twice.
@@ -74,12 +93,37 @@ pub(crate) struct Books {
     lives: u64,
     /// When the first one was.
     since: Option<Instant>,
+    /// When this one was, if the server has answered.
+    answered: Option<Instant>,
     /// Whether this is not the first one.
     is_back: bool,
     /// Books of streams that could not go on.
     closed: Account,
     replayed: u64,
     resets: u64,
+    /// Of channels that had begun anew when it came back, the stream that it had seen.
+    begun_anew: Vec<usize>,
+    /// Cursors that had no room in a `since`.
+    left_out: u64,
+}
+
+/// How a stream was met.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    /// The first sequence that was told.
+    first: u64,
+    /// When the life of the connection that was told of it was subscribed; `None` until it is.
+    life: Option<Instant>,
+    /// Whether this life's `since` names it.
+    is_named: bool,
+}
+
+impl Met {
+    /// Samples of the stream that were not told of, and whether that is right: who was not subscribed before the stream began
+    /// could not be told of its first sample.
+    fn missed(&self, begun: Begun) -> (u64, bool) {
+        (self.first.saturating_sub(begun.first), self.life.is_none_or(|life| life > begun.at))
+    }
 }
 
 /// A channel of this connection.
@@ -108,23 +152,49 @@ impl Books {
     /// Another connection begins: what its `subscribe` of this channel or pattern has to say.
     pub(crate) fn begin_again(&mut self, channel: &str) -> Option<Since> {
         self.here.clear();
-        (self.subscribed, self.any_replays) = (false, false);
+        (self.subscribed, self.any_replays, self.answered) = (false, false, None);
         self.is_back = self.lives > 0;
         if !self.is_back {
             return None;
         }
-        let mut places: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for (stream, (_, ledger)) in self.streams.iter().zip(&self.ledgers) {
-            let place = format!("{}:{}", ledger.epoch(), ledger.place());
-            places.entry(&stream.name).or_default().push(place);
+        self.met.iter_mut().for_each(|met| met.is_named = false);
+        // The streams of each name, the newest last.
+        let mut streams: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (index, stream) in self.streams.iter().enumerate() {
+            streams.entry(&stream.name).or_default().push(index);
         }
-        let newest =
-            |places: Vec<String>| places[places.len().saturating_sub(CURSOR_STREAMS_MAX)..].join(",");
-        if channel.contains(['*', '>']) {
-            let named = places.into_iter().map(|(name, places)| (name.to_owned(), newest(places)));
-            return Some(Since::Named(named.collect()));
+        let is_pattern = channel.contains(['*', '>']);
+        streams.retain(|name, _| is_pattern || *name == channel);
+        // What there is no room for counts as not seen: the newest of all names come first.
+        let mut room = SINCE_BYTES_MAX;
+        let mut named: BTreeMap<&str, String> = BTreeMap::new();
+        for age in 1..=CURSOR_STREAMS_MAX {
+            for (name, streams) in &streams {
+                let Some(&index) = streams.len().checked_sub(age).and_then(|at| streams.get(at)) else {
+                    continue;
+                };
+                let ledger = &self.ledgers[index].1;
+                let place = format!("{}:{}", ledger.epoch(), ledger.place());
+                let is_new = !named.contains_key(name);
+                let bytes = place.len() + if is_new { name.len() + ENTRY_BYTES } else { 1 };
+                // An older one without the newer ones would be of no use.
+                if bytes > room || is_new && (age > 1 || named.len() == SINCE_CHANNELS_MAX) {
+                    continue;
+                }
+                room -= bytes;
+                self.met[index].is_named = true;
+                let cursor = named.entry(name).or_default();
+                *cursor = if cursor.is_empty() { place } else { format!("{place},{cursor}") };
+            }
         }
-        Some(places.remove(channel).map_or(Since::Named(BTreeMap::new()), |it| Since::One(newest(it))))
+        let known = streams.values().flatten().count();
+        let left_out = known - streams.values().flatten().filter(|&&index| self.met[index].is_named).count();
+        let since = match named.remove(channel) {
+            Some(cursor) if !is_pattern => Since::One(cursor),
+            _ => Since::Named(named.into_iter().map(|(name, cursor)| (name.to_owned(), cursor)).collect()),
+        };
+        self.left_out += left_out as u64;
+        Some(since)
     }
 
     /// Takes a message.
@@ -192,7 +262,12 @@ impl Books {
             Event::Subscribed { channels } => {
                 self.subscribed = true;
                 self.lives += 1;
-                self.since.get_or_insert_with(Instant::now);
+                let now = Instant::now();
+                self.since.get_or_insert(now);
+                self.answered = Some(now);
+                for met in &mut self.met {
+                    met.life.get_or_insert(now);
+                }
                 for channel in channels {
                     // Of some it was told before, and they have begun.
                     if !self.here.iter().any(|here| here.number == channel.channel) {
@@ -237,6 +312,14 @@ impl Books {
                 if is_reset {
                     self.resets += 1;
                     self.closed += ledger.close_here();
+                    // It goes on from what it is told, and says nothing of what lies between.
+                    let hole = fresh.first().saturating_sub(ledger.known() + 1);
+                    self.closed.published += hole;
+                    if self.met[index].is_named {
+                        self.closed.unannounced += hole;
+                    } else {
+                        self.closed.unseen += hole;
+                    }
                     *ledger = fresh;
                 } else if !self.here.iter().any(|here| here.index == index) {
                     ledger.go_on();
@@ -248,12 +331,15 @@ impl Books {
                 let is_here = |at: usize| self.here.iter().any(|here| here.index == at);
                 let mut lives =
                     self.streams.iter().enumerate().filter(|(_, known)| known.name == stream.name);
-                if is_reset && lives.clone().next().is_some() && !lives.any(|(at, _)| is_here(at)) {
-                    self.resets += 1;
+                if is_reset
+                    && let Some((newest, _)) = lives.clone().next_back()
+                    && !lives.any(|(at, _)| is_here(at))
+                {
+                    self.begun_anew.push(newest);
                 }
                 self.streams.push(stream);
                 self.ledgers.push((channel.channel, fresh));
-                self.firsts.push(channel.seq);
+                self.met.push(Met { first: channel.seq, life: self.answered, is_named: false });
                 self.streams.len() - 1
             }
         };
@@ -285,7 +371,10 @@ impl Books {
         let is_settled = |(stream, ledger): (&Stream, &Ledger)| {
             heads.get(stream).is_none_or(|head| ledger.is_settled(head.seq_for(ledger)))
         };
-        self.all().all(is_settled) && self.late(heads).all(|(known, _)| known.is_some())
+        let has_begun = |(met, begun, _): (Option<Met>, Begun, &Head)| {
+            met.is_some_and(|met| matches!(met.missed(begun), (0, _) | (_, true)))
+        };
+        self.all().all(is_settled) && self.late(heads).all(has_begun)
     }
 
     /// Whether it knows of nothing that has neither come nor been announced.
@@ -302,6 +391,9 @@ impl Books {
     /// Closes the books over the streams whose heads are known, and over what it knows of those whose life has ended.
     pub(crate) fn close(&self, heads: &Heads) -> Account {
         let mut sum = self.sum_so_far();
+        // Where it is known how the stream before ended, nothing is unknown.
+        let is_unknown = |index: &&usize| !heads.contains_key(&self.streams[**index]);
+        sum.resets += self.begun_anew.iter().filter(is_unknown).count() as u64;
         for (index, (stream, ledger)) in self.all().enumerate() {
             match heads.get(stream) {
                 Some(head) => sum += ledger.close(head.seq_for(ledger)),
@@ -311,35 +403,32 @@ impl Books {
                 None => {}
             }
         }
-        for (known, head) in self.late(heads) {
-            match known {
-                // It was told where the stream begins for it.
-                Some(index) => {
-                    let unseen = self.firsts[index].saturating_sub(1);
-                    sum.published += unseen;
-                    sum.unseen += unseen;
-                }
-                None => {
-                    sum.published += head.seq;
-                    sum.unannounced += head.seq;
-                }
+        for (met, begun, head) in self.late(heads) {
+            let all = (head.seq + 1).saturating_sub(begun.first);
+            let (missed, is_right) = met.map_or((all, false), |met| met.missed(begun));
+            sum.published += missed;
+            if is_right {
+                sum.unseen += missed;
+            } else {
+                sum.unannounced += missed;
             }
         }
         sum
     }
 
-    /// The streams that began after its first subscription, with where they are here, if it ever heard of them.
-    fn late<'a>(&'a self, heads: &'a Heads) -> impl Iterator<Item = (Option<usize>, &'a Head)> {
-        let begun = |head: &Head| head.begun.zip(self.since).is_some_and(|(begun, since)| begun > since);
-        heads
-            .iter()
-            .filter(move |(_, head)| begun(head))
-            .map(|(stream, head)| (self.streams.iter().position(|known| known == stream), head))
+    /// The streams that began after its first subscription, and how it met them, if it ever did.
+    fn late<'a>(&'a self, heads: &'a Heads) -> impl Iterator<Item = (Option<Met>, Begun, &'a Head)> {
+        heads.iter().filter_map(|(stream, head)| {
+            let begun = head.begun.filter(|begun| self.since.is_some_and(|since| begun.at > since))?;
+            let known = self.streams.iter().position(|known| known == stream);
+            Some((known.map(|index| self.met[index]), begun, head))
+        })
     }
 
     /// Closes the books over what it knows of: it goes before the publishers have stopped.
     pub(crate) fn close_here(&self) -> Account {
         let mut sum = self.sum_so_far();
+        sum.resets += self.begun_anew.len() as u64;
         self.ledgers.iter().for_each(|(_, ledger)| sum += ledger.close_here());
         sum
     }
@@ -349,6 +438,7 @@ impl Books {
         sum.replayed += self.replayed;
         sum.resumed += self.lives.saturating_sub(1);
         sum.resets += self.resets;
+        sum.left_out += self.left_out;
         sum
     }
 
@@ -433,7 +523,7 @@ mod tests {
 
     #[test]
     fn books_go_on_across_lives() {
-        let cases: [Case; 12] = [
+        let cases: [Case; 14] = [
             ("one life", &[Begin(3, 7, 5, ""), Frame(3, 7, 5, 8)], "7:8", &[(7, 8)], [4, 4, 0, 0, 0, 0, 0]),
             (
                 "on another server, under another number",
@@ -518,6 +608,26 @@ mod tests {
                 [7, 7, 0, 0, 0, 3, 1],
             ),
             (
+                "the server lost what lay between",
+                &[
+                    Begin(3, 7, 5, ""),
+                    Frame(3, 7, 5, 6),
+                    Begin(3, 7, 10, "reset"),
+                    Frame(3, 7, 10, 10),
+                    Live(3),
+                ],
+                "7:10",
+                &[(7, 10)],
+                [6, 3, 0, 3, 0, 1, 1],
+            ),
+            (
+                "the server has begun anew, and where it ended before is known",
+                &[Begin(3, 7, 5, ""), Frame(3, 7, 5, 6), Begin(3, 8, 1, "reset"), Frame(3, 8, 1, 2), Live(3)],
+                "7:6,8:2",
+                &[(7, 6), (8, 2)],
+                [4, 4, 0, 0, 0, 2, 0],
+            ),
+            (
                 "a life that goes on from the one before",
                 &[
                     Begin(3, 7, 5, ""),
@@ -562,14 +672,14 @@ mod tests {
                 ],
                 "7:5,8:5",
                 &[(7, 5), (8, 5)],
-                [4, 4, 0, 0, 0, 2, 1],
+                [4, 4, 0, 0, 0, 2, 0],
             ),
             (
                 "one that does not come back is missed",
                 &[Begin(3, 7, 5, ""), Frame(3, 7, 5, 5), Begin(4, 8, 1, "reset"), Live(4)],
                 "7:5,8:0",
                 &[(7, 9), (8, 0)],
-                [5, 1, 0, 4, 0, 0, 1],
+                [5, 1, 0, 4, 0, 0, 0],
             ),
         ];
         for (name, said, cursor, heads, expected) in cases {
@@ -589,7 +699,9 @@ mod tests {
                 it.resets,
             ];
             assert_eq!(got, expected, "{name}");
-            assert_eq!(books.is_settled(&heads), it.unannounced == 0, "{name}");
+            // What is missing in closed books does not come any more.
+            let is_settled = it.unannounced == books.closed.unannounced;
+            assert_eq!(books.is_settled(&heads), is_settled, "{name}");
             assert_eq!(books.begin_again("a"), Some(Since::One(cursor.to_owned())), "{name}");
             let named = [("a".to_owned(), cursor.to_owned())].into();
             assert_eq!(books.begin_again("*"), Some(Since::Named(named)), "{name}");
@@ -605,10 +717,15 @@ mod tests {
     fn streams_that_begin_meanwhile_are_missed_from_their_first_sample() {
         let before = Instant::now();
         let mut books = Books::new(Codec::Protobuf);
-        for said in [Begin(3, 7, 5, ""), Frame(3, 7, 5, 9), Begin(4, 8, 3, "reset"), Frame(4, 8, 3, 6)] {
+        for said in [Begin(3, 7, 5, ""), Frame(3, 7, 5, 9)] {
             tell(&mut books, said).unwrap();
         }
-        let head = |seq, begun| Head { seq, at_least: false, begun: Some(begun) };
+        let meanwhile = Instant::now();
+        for said in [Back, Channel(5, 6, 2, "reset"), Answer(4, 8, 3, "reset"), Frame(4, 8, 3, 6)] {
+            tell(&mut books, said).unwrap();
+        }
+        let head = |seq, at| Head { seq, at_least: false, begun: Some(Begun { at, first: 1 }) };
+        let kept = |seq, at, first| Head { begun: Some(Begun { at, first }), ..head(seq, at) };
         // That which ended was acknowledged up to 7, and more of it came.
         let left = Head { at_least: true, ..Head::of(7) };
         let account = |more: &[(u32, Head)]| {
@@ -619,10 +736,63 @@ mod tests {
             (it.published, it.received, it.unseen, it.unannounced)
         };
         let now = Instant::now();
-        assert_eq!(account(&[(8, head(6, now))]), (11, 9, 2, 0), "seen from 3 on");
+        assert_eq!(account(&[(8, head(6, meanwhile))]), (11, 9, 2, 0), "it was away, and sees it from 3 on");
+        assert_eq!(account(&[(8, head(6, now))]), (11, 9, 0, 2), "it was there, and sees it from 3 on");
+        assert_eq!(account(&[(8, kept(6, meanwhile, 2))]), (10, 9, 1, 0), "a stream that began with 2");
+        assert_eq!(account(&[(8, kept(6, now, 4))]), (9, 9, 0, 0), "it was told of what was kept, too");
+        assert_eq!(account(&[(6, head(1, meanwhile))]), (6, 5, 1, 0), "told of before the answer");
         assert_eq!(account(&[(8, head(6, before))]), (9, 9, 0, 0), "it was there before");
-        assert_eq!(account(&[(8, head(6, now)), (9, head(4, now))]), (15, 9, 2, 4), "never heard of");
+        let never = [(8, head(6, meanwhile)), (9, head(4, now))];
+        assert_eq!(account(&never), (15, 9, 2, 4), "never heard of");
+        assert_eq!(account(&[(9, kept(14, now, 11))]), (9, 5, 0, 4), "nor of what went on behind 10");
         assert_eq!(account(&[(9, head(4, before))]), (5, 5, 0, 0), "before its time");
+    }
+
+    #[test]
+    fn a_cursor_has_room_for_the_newest() {
+        let mut books = Books::new(Codec::Protobuf);
+        let long = "x".repeat(100);
+        let told = |books: &mut Books, count: u32, epoch: u32| {
+            let entry = |at| format!(r#"{{"channel":{at},"name":"{long}.{at}","epoch":{epoch},"seq":1}}"#);
+            let entries: Vec<_> = (0..count).map(entry).collect();
+            let text = format!(r#"{{"type":"subscribed","channels":[{}]}}"#, entries.join(","));
+            books.on_message(Message { opcode: Opcode::Text, payload: text.as_bytes() }, None).unwrap();
+        };
+        let named = |books: &mut Books| match books.begin_again(">") {
+            Some(Since::Named(named)) => named,
+            other => panic!("{other:?}"),
+        };
+        told(&mut books, 400, 7);
+        assert_eq!((named(&mut books).len(), books.left_out), (400, 0));
+        // Of each name the newest life, and no life before it where there is no room for all.
+        told(&mut books, 400, 4_000_000_000);
+        let all = named(&mut books);
+        assert!(all.values().all(|cursor| cursor == "7:0,4000000000:0"), "{all:?}");
+        told(&mut books, 2_000, 4_000_000_001);
+        let some = named(&mut books);
+        let bytes = serde_json::to_string(&some).unwrap().len();
+        assert!((SINCE_BYTES_MAX - 200..=SINCE_BYTES_MAX + 2).contains(&bytes), "{bytes}");
+        assert!(some.values().all(|cursor| cursor.ends_with("4000000001:0")), "{some:?}");
+        assert_eq!(
+            books.left_out,
+            2_800 - some.len() as u64 - some.values().map(|it| it.matches(',').count() as u64).sum::<u64>()
+        );
+        assert_eq!(books.close_here().left_out, books.left_out);
+        // Whose cursor was left out goes on from what is kept, and that is no fault of the server's.
+        let name_of = |at: u32| format!("{long}.{at}");
+        let again = |books: &mut Books, at: u32| {
+            let before = books.close_here();
+            let text = format!(
+                r#"{{"type":"channel","channel":{at},"name":"{}","epoch":4000000001,"seq":5,"replay":{{"outcome":"reset","samples":0}}}}"#,
+                name_of(at)
+            );
+            books.on_message(Message { opcode: Opcode::Text, payload: text.as_bytes() }, None).unwrap();
+            let after = books.close_here();
+            (after.unseen - before.unseen, after.unannounced - before.unannounced)
+        };
+        let find = |is_named| (0..2_000).find(|&at| some.contains_key(&name_of(at)) == is_named).unwrap();
+        assert_eq!(again(&mut books, find(false)), (4, 0));
+        assert_eq!(again(&mut books, find(true)), (0, 4));
     }
 
     #[test]

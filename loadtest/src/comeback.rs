@@ -21,7 +21,11 @@ const DELAY_CAP: Duration = Duration::from_secs(2);
 /// How long one tries: longer than a server takes to drain and to start again.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Close codes after which the same attempt ends the same way (`never` in docs/PROTOCOL.md).
+/// How long a connection has to hold before attempts count anew. A server that takes a connection and ends it at once would keep a
+/// run going for ever.
+const HOLD: Duration = Duration::from_secs(5);
+
+/// Close codes after which the same attempt ends the same way: `never` in docs/PROTOCOL.md, and 4413: too slow would be so again.
 const NEVER: [u16; 8] = [1002, 1003, 1007, 1008, 1009, 4401, 4403, 4413];
 
 /// Whether one who comes back comes back after this. A goodbye and a lost connection are no fault of the client's; what does
@@ -29,13 +33,15 @@ const NEVER: [u16; 8] = [1002, 1003, 1007, 1008, 1009, 4401, 4403, 4413];
 pub(crate) fn is_worth_it(why: &Ended) -> bool {
     match why {
         Ended::Closed { code, .. } => !NEVER.contains(code),
-        Ended::Io(_) | Ended::EndOfStream | Ended::Refused(_) => true,
+        // So is a token that is not taken.
+        Ended::Refused(why) => !why.is_for_good(),
+        Ended::Io(_) | Ended::EndOfStream => true,
         Ended::Protocol(_) | Ended::Unexpected(_) => false,
     }
 }
 
 /// When to try, and until when.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempts {
     count: u32,
     give_up_at: Instant,
@@ -45,6 +51,14 @@ impl Attempts {
     /// None yet.
     pub(crate) fn new(now: Instant) -> Self {
         Self { count: 0, give_up_at: now + PATIENCE }
+    }
+
+    /// Of one that had come back by then, and has lost that connection, too: those before still count, unless it has held.
+    pub(crate) fn again(before: Option<(Self, Instant)>, now: Instant) -> Self {
+        match before {
+            Some((attempts, back_at)) if now.saturating_duration_since(back_at) < HOLD => attempts,
+            _ => Self::new(now),
+        }
     }
 
     /// How long to wait before the next one; `None` if there is none any more. `random` is from 0 up to 1.
@@ -72,9 +86,18 @@ struct Trip<T> {
     /// The server to try next.
     at: usize,
     attempts: Attempts,
+    /// When the first one is.
+    due: Instant,
 }
 
-type Returned<B> = (usize, usize, Result<B, String>);
+#[derive(Debug)]
+struct Returned<B> {
+    token: usize,
+    /// Its server.
+    at: usize,
+    attempts: Attempts,
+    answer: Result<B, String>,
+}
 
 /// To the thread, and from it.
 type Ways<T> = (SyncSender<Trip<T>>, Receiver<Returned<<T as Traveller>::Back>>);
@@ -87,18 +110,22 @@ pub(crate) struct Comeback<T: Traveller> {
     /// The server of each, by its token.
     places: Vec<usize>,
     thread: Option<Ways<T>>,
-    away: usize,
+    /// Those on the way.
+    away: Vec<usize>,
+    /// Of each that came back, what that took, and when it was.
+    before: Vec<Option<(Attempts, Instant)>>,
 }
 
 impl<T: Traveller> Comeback<T> {
     /// Of those that are at the servers of these numbers.
-    pub(crate) const fn new(servers: Arc<[Endpoint]>, places: Vec<usize>) -> Self {
-        Self { servers, places, thread: None, away: 0 }
+    pub(crate) fn new(servers: Arc<[Endpoint]>, places: Vec<usize>) -> Self {
+        let before = vec![None; places.len()];
+        Self { servers, places, thread: None, away: Vec::new(), before }
     }
 
     /// Whether nobody is on the way.
     pub(crate) const fn is_empty(&self) -> bool {
-        self.away == 0
+        self.away.is_empty()
     }
 
     /// The connection of one has ended. Says why if it does not come back.
@@ -106,8 +133,12 @@ impl<T: Traveller> Comeback<T> {
         if !is_worth_it(why) {
             return Some(why.to_string());
         }
-        let at = self.places[token] + 1;
-        let trip = Trip { token, traveller, at, attempts: Attempts::new(Instant::now()) };
+        let (at, now) = (self.places[token] + 1, Instant::now());
+        let mut attempts = Attempts::again(self.before[token].take(), now);
+        let Some(delay) = attempts.delay(now, fastrand::f64()) else {
+            return Some(format!("no connection held: {why}"));
+        };
+        let trip = Trip { token, traveller, at, attempts, due: now + delay };
         let sender = match &self.thread {
             Some((sender, _)) => sender,
             None => match self.start() {
@@ -119,7 +150,7 @@ impl<T: Traveller> Comeback<T> {
         if sender.send(trip).is_err() {
             return Some(why.to_string());
         }
-        self.away += 1;
+        self.away.push(token);
         None
     }
 
@@ -137,18 +168,22 @@ impl<T: Traveller> Comeback<T> {
     /// Those who have come back by now, or who have given up.
     pub(crate) fn returned(&mut self) -> Vec<(usize, Result<T::Back, String>)> {
         let mut all = Vec::new();
-        while self.away > 0
+        while !self.away.is_empty()
             && let Some((_, receiver)) = &self.thread
         {
             match receiver.try_recv() {
-                Ok((token, at, returned)) => {
-                    self.away -= 1;
+                Ok(Returned { token, at, attempts, answer }) => {
+                    self.away.retain(|&away| away != token);
                     self.places[token] = at;
-                    all.push((token, returned));
+                    self.before[token] = Some((attempts, Instant::now()));
+                    all.push((token, answer));
                 }
                 Err(TryRecvError::Empty) => break,
                 // A defect of this program; the others shall not wait for ever.
-                Err(TryRecvError::Disconnected) => self.away = 0,
+                Err(TryRecvError::Disconnected) => {
+                    let lost = self.away.drain(..);
+                    all.extend(lost.map(|token| (token, Err("the comeback thread panicked".to_owned()))));
+                }
             }
         }
         all
@@ -170,15 +205,14 @@ fn bring_back<T: Traveller>(
             None => trips.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match next {
-            Ok(mut trip) => {
-                let now = Instant::now();
-                let delay = trip.attempts.delay(now, fastrand::f64()).unwrap_or_default();
+            Ok(trip) => {
+                let first = trip.due;
                 let place = all.iter().position(Option::is_none).unwrap_or(all.len());
                 if place == all.len() {
                     all.push(None);
                 }
                 all[place] = Some(trip);
-                due.push(Reverse((now + delay, place)));
+                due.push(Reverse((first, place)));
                 continue;
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -202,7 +236,8 @@ fn bring_back<T: Traveller>(
                 Err(format!("it did not come back: {why}"))
             }
         };
-        if returned.send((trip.token, at, answer)).is_err() {
+        let Trip { token, attempts, .. } = trip;
+        if returned.send(Returned { token, at, attempts, answer }).is_err() {
             return;
         }
     }
@@ -211,6 +246,7 @@ fn bring_back<T: Traveller>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ws::Refusal;
 
     #[test]
     fn attempts_spread_and_end() {
@@ -223,13 +259,67 @@ mod tests {
     }
 
     #[test]
+    fn attempts_begin_anew_once_a_connection_has_held() {
+        let now = Instant::now();
+        let mut attempts = Attempts::new(now);
+        attempts.delay(now, 1.0).unwrap();
+        let late = now + PATIENCE;
+        // Back just before its time was over: lost at once, that was all; held, it may try as long again.
+        let back_at = late - Duration::from_millis(1);
+        assert_eq!(Attempts::again(Some((attempts, back_at)), late).delay(late, 1.0), None);
+        let early = Attempts::again(Some((attempts, now)), now + HOLD / 2).delay(now + HOLD / 2, 1.0);
+        assert_eq!(early, Some(2 * DELAY_BASE));
+        for before in [Some((attempts, late - HOLD)), None] {
+            assert_eq!(Attempts::again(before, late).delay(late, 1.0), Some(DELAY_BASE));
+        }
+    }
+
+    struct Clumsy;
+
+    impl Traveller for Clumsy {
+        type Back = ();
+
+        fn begin_again(&mut self, _: &Endpoint, _: &mut [u8]) -> Result<(), Ended> {
+            panic!("for the test")
+        }
+    }
+
+    #[test]
+    fn none_is_forgotten_if_the_thread_panics() {
+        let servers = [Endpoint::parse("ws://127.0.0.1:1/ws").unwrap()].into();
+        let mut back = Comeback::new(servers, vec![0; 3]);
+        assert_eq!(back.left(2, Clumsy, &Ended::EndOfStream), None);
+        let told = loop {
+            let told = back.returned();
+            if !told.is_empty() {
+                break told;
+            }
+            thread::yield_now();
+        };
+        assert_eq!(told, [(2, Err("the comeback thread panicked".to_owned()))]);
+        assert!(back.is_empty());
+        assert!(back.left(1, Clumsy, &Ended::EndOfStream).is_some(), "there is nobody to bring it back");
+    }
+
+    #[test]
     fn only_what_is_no_fault_of_anybody_is_worth_it() {
         let closed = |code| Ended::Closed { code, reason: String::new() };
         for why in [closed(1001), closed(1011), Ended::EndOfStream, Ended::Io(io::ErrorKind::TimedOut.into())]
         {
             assert!(is_worth_it(&why), "{why}");
         }
-        for why in [closed(4413), closed(4403), closed(1002), Ended::Unexpected("a bad frame".to_owned())] {
+        let refused = |status| Ended::Refused(Refusal { status, why: String::new() });
+        for why in [refused(Some(503)), refused(Some(429)), refused(None)] {
+            assert!(is_worth_it(&why), "{why:?}");
+        }
+        for why in [
+            refused(Some(401)),
+            refused(Some(403)),
+            closed(4413),
+            closed(4403),
+            closed(1002),
+            Ended::Unexpected("a bad frame".to_owned()),
+        ] {
             assert!(!is_worth_it(&why), "{why}");
         }
     }

@@ -2,7 +2,7 @@
 //! loses some of them as it is told. It keeps no time, has no queue, and knows just enough of the protocol, and of TLS.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -31,16 +31,25 @@ pub(crate) enum Fault {
     GoneAway,
     /// That of a publisher ends behind every twentieth sample, which is taken and not acknowledged.
     Unacknowledged,
+    /// All connections end at the twentieth sample, which is taken, and none is accepted any more.
+    Dies,
 }
 
+/// What servers know that serve the same channel.
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     seq: u64,
     /// What was advertised.
     name: String,
     /// Everything that was published: the first sequence, and the block.
     past: Vec<(u64, proto::Block)>,
-    subscribers: Vec<Far>,
+    /// Each with the number of its server.
+    subscribers: Vec<(usize, Far)>,
+    /// The servers that have died.
+    dead: Vec<usize>,
+    /// Requests of these types that were answered, by the server's number.
+    pub advertised: Vec<usize>,
+    pub subscribed: Vec<usize>,
 }
 
 /// The server's end of a connection. Its clones are the same one, so that a publisher's thread can write to subscribers.
@@ -97,14 +106,19 @@ fn send_tls(mut socket: &TcpStream, tls: &mut ServerConnection) -> io::Result<()
 
 /// Starts it; it lives as long as the test process. Returns its URL.
 pub(crate) fn serve(fault: Fault) -> String {
-    let state = Mutex::new(State::default());
-    format!("ws://{}/ws", listen(None, move |far| talk(&far, &state, fault)))
+    serve_with(&Arc::default(), 0, fault)
+}
+
+/// The same, as server number `number` of those that share what they know.
+pub(crate) fn serve_with(state: &Arc<Mutex<State>>, number: usize, fault: Fault) -> String {
+    let state = Arc::clone(state);
+    format!("ws://{}/ws", listen(None, move |far| talk(&far, &state, (number, fault))))
 }
 
 /// The same with TLS, and a certificate that no other has.
 pub(crate) fn serve_tls(fault: Fault) -> Endpoint {
     let state = Mutex::new(State::default());
-    listen_tls(move |far| talk(&far, &state, fault))
+    listen_tls(move |far| talk(&far, &state, (0, fault)))
 }
 
 /// Shakes hands with whoever comes, and leaves the rest to `talk`, on a thread for each.
@@ -140,11 +154,13 @@ fn listen(tls: Option<Arc<ServerConfig>>, talk: impl Fn(Far) + Send + Sync + 'st
 }
 
 /// Ends, without a word, when the peer does: tests look at the generator's side.
-fn talk(far: &Far, state: &Mutex<State>, fault: Fault) {
-    let _ = converse(far, state, fault);
+fn talk(far: &Far, state: &Mutex<State>, (number, fault): (usize, Fault)) {
+    let _ = converse(far, state, (number, fault));
+    // Subscribers' sockets are kept with the state.
+    let _ = far.socket.shutdown(Shutdown::Both);
 }
 
-fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
+fn converse(stream: &Far, state: &Mutex<State>, (number, fault): (usize, Fault)) -> Option<()> {
     stream.socket.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream.clone());
     let mut key = String::new();
@@ -169,6 +185,9 @@ fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
     loop {
         let (opcode, payload) = receive(&mut reader)?;
         let mut state = state.lock().unwrap();
+        if state.dead.contains(&number) {
+            return None;
+        }
         let request: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
         let asked = request["channel"].as_str().unwrap_or_default();
         if request["type"] == "advertise" {
@@ -182,6 +201,7 @@ fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
         let entry = format!(r#""channel":7,"name":"{name}","epoch":9,"seq":{next}{replay}"#);
         match opcode {
             1 if request["type"] == "advertise" => {
+                state.advertised.push(number);
                 send(stream, 1, format!(r#"{{"type":"advertised","id":1,{entry}}}"#).as_bytes())?;
             }
             1 => {
@@ -198,20 +218,36 @@ fn converse(stream: &Far, state: &Mutex<State>, fault: Fault) -> Option<()> {
                         format!(r#"{{"type":"live","channel":7,"seq":{}}}"#, state.seq + 1).as_bytes(),
                     )?;
                 }
-                state.subscribers.push(stream.clone());
+                state.subscribed.push(number);
+                state.subscribers.push((number, stream.clone()));
             }
-            2 => publish(stream, &mut state, fault, proto::Publish::decode(&payload[..]).ok()?)?,
+            2 => publish(stream, &mut state, (number, fault), proto::Publish::decode(&payload[..]).ok()?)?,
             _ => return None,
         }
     }
 }
 
-fn publish(publisher: &Far, state: &mut State, fault: Fault, publish: proto::Publish) -> Option<()> {
+fn publish(
+    publisher: &Far,
+    state: &mut State,
+    (number, fault): (usize, Fault),
+    publish: proto::Publish,
+) -> Option<()> {
     let block = publish.block?;
     let (seq, count) = (state.seq + 1, block.samples.len());
     state.seq += u64::try_from(count).ok()?;
-    state.subscribers.retain(|subscriber| deliver(subscriber, fault, seq, &block).is_some());
+    let dies = fault == Fault::Dies && seq >= 20;
+    if dies {
+        state.dead.push(number);
+        for (_, subscriber) in state.subscribers.extract_if(.., |(at, _)| *at == number) {
+            let _ = subscriber.socket.shutdown(Shutdown::Both);
+        }
+    }
+    state.subscribers.retain(|(_, subscriber)| deliver(subscriber, fault, seq, &block).is_some());
     state.past.push((seq, block));
+    if dies {
+        return None;
+    }
     if fault == Fault::Unacknowledged && seq.is_multiple_of(20) {
         return None;
     }

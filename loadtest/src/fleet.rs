@@ -173,7 +173,7 @@ impl Fleet {
         let (sender, intervals) = sync_channel(INTERVALS_MAX);
         let threads = target.reader_threads.clamp(1, all.max(1));
         let progress: Arc<Vec<AtomicU64>> = Arc::new((0..threads).map(|_| AtomicU64::new(0)).collect());
-        let paced = matches!(scenario.load, Load::Saturating { .. } | Load::Closed { .. });
+        let paced = scenario.load.is_closed();
         let mut readers = Vec::with_capacity(threads);
         for thread in 0..threads {
             let share = subscribers.len().div_ceil(threads - thread);

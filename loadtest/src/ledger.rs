@@ -181,9 +181,13 @@ pub(crate) struct Account {
     /// Channels that could not go on, since the server does not have what was seen of them: their books begin anew.
     #[serde(default)]
     pub resets: u64,
-    /// Samples of streams that began meanwhile, before the first one that the subscriber was told of. They are published, too.
+    /// Samples of streams that began while it was away, before the first one that the subscriber was told of, and of those that
+    /// it had no room to ask for. They are published, too.
     #[serde(default)]
     pub unseen: u64,
+    /// Cursors of streams that had no room in a `since`.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 impl Account {
@@ -205,6 +209,7 @@ impl AddAssign for Account {
         self.resumed += other.resumed;
         self.resets += other.resets;
         self.unseen += other.unseen;
+        self.left_out += other.left_out;
     }
 }
 

@@ -31,6 +31,10 @@ const TURN: Duration = Duration::from_millis(20);
 /// How often a slow subscriber reads.
 const SIP: Duration = Duration::from_millis(10);
 
+/// Connections that are opened between two looks at the sockets. Each blocks until the server has answered; where many come at once,
+/// those that are there must not wait for all of them, or the age of what they read would be the generator's.
+const OPENINGS_PER_TURN: usize = 8;
+
 /// Never.
 const NEVER: u64 = u64::MAX;
 
@@ -58,6 +62,8 @@ pub(crate) struct Other {
     at: usize,
     /// While it tries to come back.
     attempts: Option<Attempts>,
+    /// What its last return took, and when that was.
+    before: Option<(Attempts, Instant)>,
     /// Whether the poll watches its socket.
     watched: bool,
 }
@@ -119,6 +125,7 @@ impl Other {
                     books: None,
                     at,
                     attempts: None,
+                    before: None,
                     watched: false,
                 })
             })
@@ -209,6 +216,7 @@ pub(crate) fn act(
         poll: Poll::new()?,
         buffer: vec![0; READ_BUFFER_BYTES],
         others: Others::default(),
+        openings: 0,
     };
     stage.run()?;
     Ok(stage.others)
@@ -222,11 +230,14 @@ struct Stage<'a> {
     poll: Poll,
     buffer: Vec<u8>,
     others: Others,
+    /// In this turn.
+    openings: usize,
 }
 
 impl Stage<'_> {
     fn run(&mut self) -> io::Result<()> {
         loop {
+            self.openings = 0;
             let now_ns = self.shared.clock.now_ns();
             for index in 0..self.company.len() {
                 self.step(index, now_ns)?;
@@ -242,7 +253,13 @@ impl Stage<'_> {
                 return Ok(());
             }
             let sipping = self.company.iter().any(|other| matches!(other.state, State::Sipping { .. }));
-            for at in 0..self.poll.wait(if sipping { SIP } else { TURN })? {
+            let pause = match self.openings {
+                // More may want to come.
+                OPENINGS_PER_TURN => Duration::ZERO,
+                _ if sipping => SIP,
+                _ => TURN,
+            };
+            for at in 0..self.poll.wait(pause)? {
                 let index = self.poll.token(at);
                 self.read(index, usize::MAX)?;
             }
@@ -259,7 +276,8 @@ impl Stage<'_> {
                 let closes = other.books.is_some() && heads.is_some() && other.attempts.is_none();
                 if other.books.is_none() && (heads.is_some() || until_ns == NEVER) {
                     other.state = State::Done;
-                } else if closes || now_ns >= until_ns {
+                } else if (closes || now_ns >= until_ns) && self.openings < OPENINGS_PER_TURN {
+                    self.openings += 1;
                     return self.connect(index);
                 }
             }
@@ -327,7 +345,8 @@ impl Stage<'_> {
         match opened {
             Ok(mut subscriber) => {
                 subscriber.set_nonblocking()?;
-                (other.subscriber, other.books, other.attempts) = (Some(subscriber), None, None);
+                other.before = other.attempts.take().map(|attempts| (attempts, Instant::now()));
+                (other.subscriber, other.books) = (Some(subscriber), None);
                 other.state = other.first_state(now_ns);
                 self.watch(index)
             }
@@ -398,12 +417,16 @@ impl Stage<'_> {
                 }
                 Ok(())
             }
-            Err(why) if other.options.comes_back && is_worth_it(&why) => {
-                other.at += 1;
-                let now_ns = self.shared.clock.now_ns();
-                self.leave(index, now_ns)
-            }
             Err(why) => {
+                if other.options.comes_back && is_worth_it(&why) {
+                    let now = Instant::now();
+                    let mut attempts = Attempts::again(other.before.take(), now);
+                    if let Some(delay) = attempts.delay(now, fastrand::f64()) {
+                        other.at += 1;
+                        other.attempts = Some(attempts);
+                        return self.leave(index, self.shared.clock.now_ns() + nanos(delay));
+                    }
+                }
                 let account = subscriber.books().close_here();
                 // Under this policy being cut off is what was asked for, and the close code says it.
                 if other.options.policy != Some(Policy::Disconnect) {

@@ -12,7 +12,7 @@ use crate::clock::{Clock, nanos};
 use crate::merge;
 use crate::result::Repetition;
 use crate::run::{INTERRUPTED, OnProgress, Progress, READY, Target};
-use crate::scenario::{Scenario, file};
+use crate::scenario::{Scenario, Share, file};
 use crate::session;
 
 /// From the last process's set-up to the first message.
@@ -54,6 +54,8 @@ pub(crate) fn run(
     interrupted: &AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Repetition, String> {
+    // Here, too, before any is started.
+    Target { share: Share { index: 0, of: count }, ..target.clone() }.check(scenario)?;
     let failed = |error: std::io::Error| format!("cannot run several processes: {error}");
     let run_id = format!("{:016x}", fastrand::u64(..));
     let folder = Folder(std::env::temp_dir().join(format!("loadtest-{run_id}")));

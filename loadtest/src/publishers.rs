@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-use crate::books::{GOING_AWAY, Head, Heads, Stream};
+use crate::books::{Begun, GOING_AWAY, Head, Heads, Stream};
 use crate::clock::nanos;
 use crate::comeback::{Comeback, Traveller};
 use crate::control::{Channel, Event, Request};
@@ -61,8 +61,10 @@ pub(crate) struct Publisher {
     asked: bool,
     /// Newest sequence, once the last message was acknowledged.
     head: Option<u64>,
-    /// When it began to open its channel, if that was new and it had been at another server before.
-    begun: Option<Instant>,
+    /// How its stream began, if that was new when it came back.
+    begun: Option<Begun>,
+    /// The lives that its streams have had.
+    epochs: Vec<u32>,
 }
 
 /// Where a publisher is.
@@ -152,6 +154,7 @@ impl Publisher {
             asked: false,
             head: None,
             begun: None,
+            epochs: vec![channel.epoch],
             channel,
         })
     }
@@ -160,8 +163,12 @@ impl Publisher {
     fn come_back(&mut self, opened: Opened) -> &mut Place {
         let Opened { connection, messages, channel, begun } = opened;
         (self.sent, self.asked, self.acknowledged) = (0, false, channel.seq.saturating_sub(1));
-        // A channel that has gone on was there before.
-        self.begun = (channel.seq == 1).then_some(begun);
+        // A life that it had before has gone on. A new one need not begin with 1, where the server had kept what it had.
+        let is_new = !self.epochs.contains(&channel.epoch);
+        self.begun = is_new.then_some(Begun { at: begun, first: channel.seq });
+        if is_new {
+            self.epochs.push(channel.epoch);
+        }
         (self.messages, self.channel) = (messages, channel);
         self.place = Place::Here(connection);
         &mut self.place
@@ -260,6 +267,11 @@ impl Publisher {
     /// Samples up to this sequence.
     fn taken(&self, head: u64) -> u64 {
         (head + 1).saturating_sub(self.channel.seq)
+    }
+
+    /// How its stream began, if that was meanwhile. Of a life that has gone on it is known from before.
+    fn begun(&self, past: &Heads) -> Option<Begun> {
+        self.begun.or_else(|| past.get(&self.stream()).and_then(|it| it.begun))
     }
 
     fn stream(&self) -> Stream {
@@ -484,8 +496,9 @@ impl Fleet<'_> {
             return Ok(());
         };
         let taken = publisher.taken(publisher.acknowledged);
-        let head = Head { seq: publisher.acknowledged, at_least: true, begun: publisher.begun };
-        self.past.insert(publisher.stream(), head);
+        let stream = publisher.stream();
+        let begun = publisher.begun(&self.past);
+        self.past.insert(stream, Head { seq: publisher.acknowledged, at_least: true, begun });
         self.taken_before += taken;
         self.returns.unacknowledged += publisher.sent.saturating_sub(taken);
         publisher.sent = 0;
@@ -645,12 +658,9 @@ impl Fleet<'_> {
             }
             match (publisher.head, &publisher.place) {
                 (Some(seq), _) => {
-                    let head = Head { seq, at_least: false, begun: publisher.begun };
-                    // A channel that has gone on has the head of its end, and began when it did.
-                    let before = heads.insert(publisher.stream(), head);
-                    if let (Some(before), Some(head)) = (before, heads.get_mut(&publisher.stream())) {
-                        head.begun = before.begun;
-                    }
+                    // A channel that has gone on has the head of its end.
+                    let begun = publisher.begun(&heads);
+                    heads.insert(publisher.stream(), Head { seq, at_least: false, begun });
                     refused += publisher.sent.saturating_sub(publisher.taken(seq));
                 }
                 (None, Place::Gone(why)) => ended.push(why.clone()),
@@ -659,5 +669,41 @@ impl Fleet<'_> {
         }
         let Self { sent, refusals, returns, .. } = self;
         Published { sent, heads, returns, refused, refusals, ended }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fault, serve};
+
+    #[test]
+    fn a_stream_is_new_if_its_life_is() {
+        let server = Endpoint::parse(&serve(Fault::Sound)).unwrap();
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        let mut publisher = Publisher::open(&server, Dialect::Tidewire, (0, "a"), 1, 8, &mut buffer).unwrap();
+        let first = publisher.channel.epoch;
+        let mut past = Heads::new();
+        assert_eq!(publisher.begun(&past), None, "there from the beginning");
+        // (epoch, first sequence, with what its stream began if that was meanwhile)
+        let lives = [
+            (first, 21, None),
+            // A server that had kept what it had.
+            (first + 1, 31, Some(31)),
+            (first + 1, 41, Some(31)),
+            (first + 1, 51, Some(31)),
+            (first + 2, 1, Some(1)),
+            (first + 1, 61, Some(31)),
+            (first, 71, None),
+        ];
+        for (epoch, seq, expected) in lives {
+            let mut opened = publisher.again.clone().begin_again(&server, &mut buffer).unwrap();
+            (opened.channel.epoch, opened.channel.seq) = (epoch, seq);
+            publisher.come_back(opened);
+            let begun = publisher.begun(&past);
+            assert_eq!(begun.map(|it| it.first), expected, "{epoch}:{seq}");
+            assert_eq!(publisher.taken(seq), 1, "it counts from what was advertised");
+            past.insert(publisher.stream(), Head { seq, at_least: true, begun });
+        }
     }
 }

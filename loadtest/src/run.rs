@@ -87,6 +87,26 @@ impl Target {
         }
     }
 
+    /// What several servers cannot be asked for. The error names the option and the remedy.
+    pub(crate) fn check(&self, scenario: &Scenario) -> Result<(), String> {
+        if self.others.is_empty() {
+            return Ok(());
+        }
+        if self.share != Share::WHOLE {
+            return Err("--url is given several times, and the run is shared (--processes, --share): only the first server would \
+                        be asked where the channels end; give one --url, or run it with one process"
+                .to_owned());
+        }
+        if scenario.load.is_closed() {
+            return Err(format!(
+                "{}: --url is given several times, and load is a closed loop: it waits for samples that may be lost with a \
+                 server; give one --url, or use load = {{ scheduled = {{ per_s = N }} }} (--rate)",
+                scenario.name
+            ));
+        }
+        Ok(())
+    }
+
     /// All servers, the first one first.
     pub(crate) fn servers(&self) -> Arc<[Endpoint]> {
         std::iter::once(&self.endpoint).chain(&self.others).cloned().collect()
@@ -187,6 +207,7 @@ pub(crate) fn run(
     interrupted: &AtomicBool,
     on_progress: OnProgress<'_>,
 ) -> Result<Outcome, String> {
+    target.check(whole)?;
     proc::raise_open_files(whole.connections() + OTHER_FILES).map_err(|error| error.to_string())?;
     let scenario = &whole.share(target.share);
     let clock = Clock::new();
@@ -270,10 +291,9 @@ fn shared_heads(target: &Target, channel: &str, clock: Clock, end_ns: u64) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
     use std::sync::atomic::Ordering;
 
-    use crate::fake::{Fault, serve, serve_tls};
+    use crate::fake::{Fault, serve, serve_tls, serve_with};
     use crate::scenario::{Behaviour, Codec, Group, Load, PhaseSpec, named};
 
     fn run_against(fault: Fault, scenario: Scenario) -> Outcome {
@@ -487,21 +507,49 @@ mod tests {
     }
 
     #[test]
+    fn what_several_servers_cannot_do_is_refused() {
+        let endpoint = || Endpoint::parse("ws://127.0.0.1:1/ws").unwrap();
+        let several = Target { others: vec![endpoint()], ..Target::new(endpoint()) };
+        let shared = Target { share: Share { index: 0, of: 2 }, ..several.clone() };
+        let problem = |target: &Target, name| target.check(&named(name).unwrap()).unwrap_err();
+        assert!(problem(&shared, "steady").contains("--processes"));
+        assert!(problem(&several, "saturate").contains("saturate: --url is given several times"));
+        assert_eq!(several.check(&named("steady").unwrap()), Ok(()));
+        let one = Target { others: Vec::new(), ..shared };
+        assert_eq!(one.check(&named("saturate").unwrap()), Ok(()));
+    }
+
+    #[test]
     fn who_has_a_second_server_goes_there() {
-        let target = |urls: [String; 2]| {
-            let [endpoint, other] = urls.map(|url| Endpoint::parse(&url).unwrap());
-            Target { others: vec![other], ..Target::new(endpoint) }
-        };
-        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-        let gone_url = format!("ws://{}/ws", gone.local_addr().unwrap());
-        drop(gone);
-        let target = target([serve(Fault::GoneAway), gone_url]);
+        let state = Arc::default();
+        let servers = [(0, Fault::Dies), (1, Fault::Sound)];
+        let [first, second] =
+            servers.map(|(number, fault)| Endpoint::parse(&serve_with(&state, number, fault)).unwrap());
+        let target = Target { others: vec![second], ..Target::new(first) };
         let mut scenario = short("steady");
-        // All begin at the first.
-        scenario.groups[0].count = 1;
+        let paused = Behaviour::Paused { every_s: Duration::from_secs(9), for_s: Duration::from_secs(9) };
+        scenario.groups.push(Group { behaviour: paused, ..Group::healthy(2) });
         let outcome = run(&scenario, &target, &AtomicBool::new(false), &mut |_| ()).unwrap();
-        assert!(outcome.account.is_exact() && outcome.account.resumed > 0, "{:?}", outcome.account);
-        assert_eq!(outcome.account.published, 126);
+        assert_eq!(outcome.ended, Vec::<String>::new());
+        {
+            // Subscribers were spread, three and one at the first; the publisher began there.
+            let mut state = state.lock().unwrap();
+            state.subscribed.sort_unstable();
+            let all_and_those_again = [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1];
+            assert_eq!(state.subscribed, all_and_those_again);
+            assert_eq!(state.advertised, [0, 1]);
+        }
+        let Returns { times, unacknowledged, unsent } = outcome.returns;
+        assert!(times == 1 && unacknowledged >= 1, "{:?}", outcome.returns);
+        for (account, count, back) in [(outcome.account, 5, 3), (outcome.others["paused"], 2, 1)] {
+            assert!(account.is_exact(), "{account:?}");
+            assert_eq!((account.resumed, account.resets, account.unseen), (back, 0, 0));
+            // What was on its way when the server died may have been taken or not.
+            let published = account.published / count;
+            assert_eq!(account.published, count * published);
+            let sent = 126 - unsent;
+            assert!((sent - unacknowledged..=sent).contains(&published) && published > 20, "{account:?}");
+        }
     }
 
     #[test]

@@ -42,6 +42,13 @@ pub(crate) enum Load {
     Silent,
 }
 
+impl Load {
+    /// Whether sending waits for what arrives.
+    pub(crate) const fn is_closed(self) -> bool {
+        matches!(self, Self::Saturating { .. } | Self::Closed { .. })
+    }
+}
+
 /// What is run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -324,7 +324,7 @@ mod tests {
     #[test]
     fn the_table_lines_up() {
         let slow = vec![phase("slow_reader/without", 6_000_000), phase("slow_reader/with", 6_600_000)];
-        let stalled = Account { published: 50, received: 20, announced: 30, ..Account::default() };
+        let stalled = Account { published: 57, received: 20, announced: 30, unseen: 7, ..Account::default() };
         let outcomes = [
             outcome("steady", vec![phase("steady", 105_000)]),
             Outcome { others: [("stalled".into(), stalled)].into(), ..outcome("slow_reader", slow) },
@@ -341,7 +341,9 @@ mod tests {
         assert_eq!(cells[10..12], ["30", "0"], "{table}");
         let notes = notes(&file);
         assert!(
-            notes.contains("1.10 x") && notes.contains("published 50 = received 20 + announced 30"),
+            notes.contains("1.10 x")
+                && notes.contains("published 57 = received 20 + announced 30 + unseen 7; ")
+                && notes.contains("7 samples of streams that began meanwhile"),
             "{notes}"
         );
         let stages = stages(&file);

@@ -184,7 +184,7 @@ pub(crate) enum Ended {
     Protocol(#[from] ProtocolError),
     /// The answer to the upgrade request.
     #[error("the server refused the WebSocket: {0}")]
-    Refused(String),
+    Refused(Refusal),
     /// A close frame.
     #[error("the server closed the connection: {code} {reason}")]
     Closed {
@@ -199,6 +199,35 @@ pub(crate) enum Ended {
     /// Something the conversation does not allow, from the layer above.
     #[error("{0}")]
     Unexpected(String),
+}
+
+/// Why there is no WebSocket.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub(crate) struct Refusal {
+    /// That of the answer, if it was one that refuses.
+    pub status: Option<u16>,
+    /// In words, escaped.
+    pub why: String,
+}
+
+impl Refusal {
+    /// Whether it would be refused again: who it is, or what it may do, is not taken (RFC 9110, sections 15.5.2 and 15.5.4).
+    pub(crate) fn is_for_good(&self) -> bool {
+        matches!(self.status, Some(401 | 403))
+    }
+}
+
+impl From<&str> for Refusal {
+    fn from(why: &str) -> Self {
+        why.to_owned().into()
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(why: String) -> Self {
+        Self { status: None, why }
+    }
 }
 
 /// What one read did.

@@ -253,7 +253,7 @@ fn stages(html: &mut Html, group: &Group<'_>) {
     table(html, "Stages: mean, and percentiles where they were measured", &head, &rows);
 }
 
-/// The ledger: published = received + announced, to the sample.
+/// The ledger: published = received + announced + unseen, to the sample.
 fn books(html: &mut Html, group: &Group<'_>) {
     let mut rows = Vec::new();
     let mut notes: BTreeMap<String, u64> = BTreeMap::new();
@@ -286,6 +286,7 @@ fn books(html: &mut Html, group: &Group<'_>) {
                 number(account.published),
                 number(account.received),
                 number(account.announced),
+                number(account.unseen),
                 wrong(account.unannounced),
                 wrong(account.excess),
                 wrong(account.irregular),
@@ -299,13 +300,13 @@ fn books(html: &mut Html, group: &Group<'_>) {
             "published",
             "received",
             "announced as lost",
+            "unseen",
             "lost without a word",
             "announced but received",
             "irregular frames",
             "balance",
         ]);
-        let caption =
-            "Books, in samples, all repetitions with their warm-up: published = received + announced";
+        let caption = "Books, in samples, all repetitions with their warm-up: published = received + announced + unseen";
         table(html, caption, &head, &rows);
     }
     if !notes.is_empty() {

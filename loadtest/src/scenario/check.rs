@@ -93,7 +93,7 @@ impl Scenario {
                 crate::ws::MESSAGE_BYTES_MAX / 2
             ));
         }
-        if let Load::Saturating { .. } | Load::Closed { .. } = self.load
+        if self.load.is_closed()
             && (self.burst_ms.is_some()
                 || self.phases.iter().any(|it| it.rate_factor.to_bits() != 1f64.to_bits()))
         {
@@ -114,6 +114,12 @@ impl Scenario {
         }
         if group.max_rate_hz.is_some_and(|it| !(0.1..=1e9).contains(&it)) {
             return Some(format!("groups[{at}].max_rate_hz: give at least 0.1, or leave it out"));
+        }
+        if group.comes_back && self.load.is_closed() {
+            return Some(format!(
+                "groups[{at}].comes_back: a closed loop would wait for samples that were lost with a connection; leave it out, \
+                 or use load = {{ scheduled = {{ per_s = N }} }}"
+            ));
         }
         if group.last_ms == Some(0) {
             return Some(format!("groups[{at}].last_ms = 0: give at least 1, or leave it out"));
@@ -185,6 +191,13 @@ mod tests {
                     ..named("steady").unwrap()
                 },
                 "last_ms",
+            ),
+            (
+                Scenario {
+                    groups: vec![Group { comes_back: true, ..Group::healthy(1) }],
+                    ..named("saturate").unwrap()
+                },
+                "groups[0].comes_back",
             ),
             (with(Behaviour::Slow { read_bytes_per_s: 0 }), "read_bytes_per_s"),
             (with(Behaviour::Paused { every_s: Duration::ZERO, for_s: DURATION_MIN }), "paused"),

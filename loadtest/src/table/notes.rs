@@ -132,7 +132,7 @@ fn notes_of(text: &mut String, name: &str, result: &ScenarioResult, repetition: 
             grouped(unsent)
         ));
     }
-    if repetition.account.resumed > 0 {
+    if has_lives(&repetition.account) {
         note(format!("healthy subscribers: {}", lives(&repetition.account)));
     }
     if !repetition.account.is_exact() {
@@ -149,6 +149,9 @@ fn books(account: &Account) -> String {
         grouped(received),
         grouped(announced)
     );
+    if account.unseen > 0 {
+        let _ = write!(text, " + unseen {}", grouped(account.unseen));
+    }
     for (count, what) in [
         (unannounced, "lost without a word"),
         (excess, "announced as lost but delivered"),
@@ -158,10 +161,15 @@ fn books(account: &Account) -> String {
             let _ = write!(text, ", {} {what}", grouped(count));
         }
     }
-    if account.resumed > 0 {
+    if has_lives(account) {
         let _ = write!(text, "; {}", lives(account));
     }
     text
+}
+
+/// Whether there is anything to say of reconnecting. What was not seen or begins anew need not be of one who came back.
+const fn has_lives(account: &Account) -> bool {
+    account.resumed > 0 || account.unseen > 0 || account.resets > 0 || account.left_out > 0
 }
 
 /// What came of reconnecting, in words.
@@ -174,8 +182,15 @@ fn lives(account: &Account) -> String {
     if account.unseen > 0 {
         let _ = write!(
             text,
-            "; {} samples of streams that began meanwhile came before the first one that it was told of",
+            "; {} samples of streams that began meanwhile were unseen: they came before the first one that a subscriber was told of",
             grouped(account.unseen)
+        );
+    }
+    if account.left_out > 0 {
+        let _ = write!(
+            text,
+            "; {} cursors had no room in a subscribe and were left out, the oldest first: their streams began with what was kept",
+            grouped(account.left_out)
         );
     }
     if account.resets > 0 {

@@ -10,7 +10,7 @@ use sha1::{Digest, Sha1};
 use socket2::SockRef;
 
 use super::stream::{ROOM_BYTES, Received, Stream};
-use super::{Ended, SETUP_TIMEOUT};
+use super::{Ended, Refusal, SETUP_TIMEOUT};
 use crate::access::Access;
 
 /// Longest answer to the upgrade request.
@@ -173,12 +173,14 @@ fn read_response(stream: &mut Stream) -> Result<(String, Vec<u8>), Ended> {
 }
 
 /// RFC 6455, section 4.1, the list of what a client must check.
-fn check_response(head: &str, key: &str, subprotocol: Option<&str>) -> Result<(), String> {
+fn check_response(head: &str, key: &str, subprotocol: Option<&str>) -> Result<(), Refusal> {
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap_or_default();
     let mut words = status.split(' ');
-    if words.next() != Some("HTTP/1.1") || words.next() != Some("101") {
-        return Err(format!("it answered \"{}\"", status.escape_debug()));
+    let code = (words.next() == Some("HTTP/1.1")).then(|| words.next()).flatten();
+    if code != Some("101") {
+        let why = format!("it answered \"{}\"", status.escape_debug());
+        return Err(Refusal { status: code.and_then(|it| it.parse().ok()), why });
     }
     let header = |wanted: &str| {
         head.split("\r\n")
@@ -203,8 +205,8 @@ fn check_response(head: &str, key: &str, subprotocol: Option<&str>) -> Result<()
     }
     match (header("sec-websocket-protocol"), subprotocol) {
         (chosen, offered) if chosen == offered => Ok(()),
-        (Some(chosen), _) => Err(format!("it chose the subprotocol \"{}\"", chosen.escape_debug())),
-        (None, offered) => Err(format!("it does not speak {}", offered.unwrap_or_default())),
+        (Some(chosen), _) => Err(format!("it chose the subprotocol \"{}\"", chosen.escape_debug()).into()),
+        (None, offered) => Err(format!("it does not speak {}", offered.unwrap_or_default()).into()),
     }
 }
 
@@ -221,7 +223,7 @@ mod tests {
         assert_eq!(check_response(good, key, Some("tidewire.v1")), Ok(()));
         let none = good.replace("Sec-WebSocket-Protocol: tidewire.v1\r\n", "");
         assert_eq!(check_response(&none, key, None), Ok(()));
-        assert!(check_response(good, key, None).unwrap_err().contains("chose the subprotocol"));
+        assert!(check_response(good, key, None).unwrap_err().why.contains("chose the subprotocol"));
         let cases = [
             ("101 Switching Protocols", "503 Service Unavailable", "503"),
             ("upgrade: WebSocket", "upgrade: h2c", "Upgrade: websocket"),
@@ -233,6 +235,8 @@ mod tests {
         ];
         for (from, to, expected) in cases {
             let refusal = check_response(&good.replace(from, to), key, Some("tidewire.v1")).unwrap_err();
+            assert_eq!(refusal.status, (expected == "503").then_some(503));
+            let refusal = refusal.why;
             assert!(refusal.contains(expected), "{to}: {refusal}");
         }
     }
