@@ -441,6 +441,19 @@ impl World {
         (0..self.peers.len()).for_each(|peer| self.read(peer));
     }
 
+    /// The same, then with the first peer, who subscribes.
+    fn settle_with_subscriber(&mut self, node: usize, worker: usize, pattern: &str) {
+        self.settle();
+        self.connect(node, worker);
+        self.subscribe(0, pattern);
+        self.settle();
+    }
+
+    /// The stream that the first peer has got something of.
+    fn heard(&self) -> &Heard {
+        self.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream")
+    }
+
     fn read(&mut self, place: usize) {
         let peer = &mut self.peers[place];
         let mut stream = Vec::new();
@@ -703,10 +716,7 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
     let mut config = Config { workers: 1, ..Config::default() };
     config.batch.window = Duration::from_secs(4);
     let mut world = World::with(2, config, 7);
-    world.settle();
-    world.connect(1, 0);
-    world.subscribe(0, "a.x");
-    world.settle();
+    world.settle_with_subscriber(1, 0, "a.x");
     // The first goes at once, the others wait for the window.
     world.publish(0, "a.x", 1);
     world.step_all();
@@ -714,7 +724,7 @@ fn what_waits_in_a_long_window_is_not_told_to_be_lost() {
     world.publish(0, "a.x", 3);
     (0..3).for_each(|_| world.settle());
     world.check();
-    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    let heard = world.heard();
     assert_eq!((heard.values.len(), heard.missing), (4, 0));
 }
 
@@ -744,10 +754,7 @@ fn a_new_server_is_told_everything_at_once_however_late_it_hears() {
 #[test]
 fn a_frame_whose_end_alone_is_new_is_told_as_lost() {
     let mut world = World::new(2, 1, 7);
-    world.settle();
-    world.connect(0, 0);
-    world.subscribe(0, "a.x");
-    world.settle();
+    world.settle_with_subscriber(0, 0, "a.x");
     world.publish(1, "a.x", 5);
     world.settle();
     world.publish(1, "a.x", 5);
@@ -823,25 +830,19 @@ fn the_largest_frame_is_none_too_large() {
     config.inbound.message_samples_max = 4;
     config.batch.frame_samples_max = 5;
     let mut world = World::with(2, config, 7);
-    world.settle();
-    world.connect(1, 0);
-    world.subscribe(0, "a.x");
-    world.settle();
+    world.settle_with_subscriber(1, 0, "a.x");
     // The first goes at once, the others are a frame of as many as there may be.
     (0..3).for_each(|_| world.publish(0, "a.x", 4));
     world.settle();
     world.check();
-    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    let heard = world.heard();
     assert_eq!((heard.values.len(), heard.missing), (12, 0));
 }
 
 #[test]
 fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
     let mut world = World::new(2, 1, 7);
-    world.settle();
-    world.connect(1, 0);
-    world.subscribe(0, "a.x");
-    world.settle();
+    world.settle_with_subscriber(1, 0, "a.x");
     for round in 0..10 {
         for epoch in 1..=200 {
             let Payload { head, .. } = relay::head_payload(NodeId(1_000), round * 1_000 + epoch, 1, 1);
@@ -858,7 +859,7 @@ fn a_flood_of_lives_leaves_room_for_the_servers_that_are_there() {
     world.advertise(0, "a.x");
     world.publish(0, "a.x", 5);
     world.settle();
-    let heard = world.peers[0].streams.values().find(|heard| !heard.values.is_empty()).expect("the stream");
+    let heard = world.heard();
     assert_eq!((heard.start, heard.values.len(), heard.missing), (1, 5, 0));
 }
 

@@ -504,6 +504,15 @@ impl Life {
     fn of(state: &record::State) -> Self {
         Self { key: state.key, epoch: state.epoch, next_seq: state.next_seq, lineage: state.lineage.clone() }
     }
+
+    /// Up to which sequence the stream has what was given under an epoch: all of its own, and what it has gone on from.
+    #[must_use]
+    pub fn reaches(&self, epoch: u32) -> Option<Seq> {
+        if self.epoch == epoch {
+            return Some(Seq::MAX);
+        }
+        self.lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
+    }
 }
 
 /// A log that was opened, and what was in it.

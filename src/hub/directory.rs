@@ -47,11 +47,10 @@ impl ChannelInfo {
 
     /// Up to which sequence a life of a sequence is in this stream: all of its own, and what it has gone on from.
     fn reaches(&self, epoch: u32) -> Option<Seq> {
-        if self.epoch == epoch {
-            return Some(Seq::MAX);
+        match &self.life {
+            Some(life) => life.reaches(epoch),
+            None => (self.epoch == epoch).then_some(Seq::MAX),
         }
-        let lineage = self.life.as_ref().map(|life| life.lineage.as_slice()).unwrap_or_default();
-        lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
     }
 }
 

@@ -85,7 +85,7 @@ impl Registry {
             state.retired_ns = 0;
             self.dirty.entry(key).or_insert(false);
         }
-        Ok(Life { key, epoch: state.epoch, next_seq: state.next_seq, lineage: state.lineage.clone() })
+        Ok(Life::of(state))
     }
 
     fn add(&mut self, name: &str) -> Result<StreamKey, Refused> {
@@ -136,17 +136,16 @@ impl Registry {
 
     /// Up to which sequence the stream of a name, if it is in use, has what was given under an epoch.
     pub(super) fn reaches(&self, name: &str, epoch: u32) -> Option<Seq> {
-        let state = self.names.get(name).and_then(|key| self.states.get(key));
-        let state = state.filter(|state| state.retired_ns == 0)?;
-        if state.epoch == epoch {
-            return Some(Seq::MAX);
-        }
-        state.lineage.iter().find(|ancestor| ancestor.epoch == epoch).map(|ancestor| ancestor.last)
+        self.in_use(name).and_then(|state| Life::of(state).reaches(epoch))
     }
 
     /// Whether a name's stream is there and not retired.
     pub(super) fn is_in_use(&self, name: &str) -> bool {
-        self.names.get(name).is_some_and(|key| self.states[key].retired_ns == 0)
+        self.in_use(name).is_some()
+    }
+
+    fn in_use(&self, name: &str) -> Option<&State> {
+        self.names.get(name).map(|key| &self.states[key]).filter(|state| state.retired_ns == 0)
     }
 
     /// Drops what was retired too long ago, or is too much.
