@@ -4,7 +4,7 @@
 //! A channel's home gives it its sequence and seals its frames; a sealed frame goes once to each worker that has receivers,
 //! and is handed out there. With one worker all of that is a function call.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -28,13 +28,13 @@ use crate::pattern::index::PatternIndex;
 use crate::wire::control::{ErrorCode, Event, Guarantee};
 use crate::wire::cursor::Lineage;
 use crate::wire::decode::{SampleSpan, ScannedPublish};
-use crate::wire::relay;
 use crate::wire::{ChannelId, Codec, Frame, Seq};
 
 pub mod access;
 mod acks;
 pub mod batch;
 pub mod channel;
+pub mod crossing;
 pub mod directory;
 pub mod membership;
 mod mirror;
@@ -97,6 +97,8 @@ pub struct Hub {
     announcing: Slab<Announcing>,
     presence: Presence,
     due: DueQueue,
+    /// Channels of which something waits to go to other servers, by when it has to.
+    crossing_due: BTreeSet<(Instant, ChannelId)>,
     widening: Widening,
     /// The streams of other servers whose home is here.
     mirrors: Mirrors,
@@ -148,6 +150,7 @@ impl Hub {
             announcing: Slab::new(),
             presence: Presence::default(),
             due: DueQueue::default(),
+            crossing_due: BTreeSet::new(),
             widening,
             mirrors: Mirrors::default(),
             quiet: Quiet::default(),
@@ -309,13 +312,11 @@ impl Hub {
     /// When [`Hub::poll_due`] has something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        match (self.due.next(), self.replays.next_step()) {
-            (Some(due), Some(step)) => Some(due.min(step)),
-            (due, step) => due.or(step),
-        }
+        let crossing = self.crossing_due.first().map(|(at, _)| *at);
+        [self.due.next(), self.replays.next_step(), crossing].into_iter().flatten().min()
     }
 
-    /// Seals the batches whose deadline has come, and goes on with what is replayed.
+    /// Seals the batches whose deadline has come, sends what other servers have to get by now, and goes on with what is replayed.
     pub fn poll_due(&mut self, now: Now) {
         while let Some((at, due)) = self.due.pop(now.at) {
             self.with_channel(due.channel, now, |channel, flush| channel.handle_due(&due, flush));
@@ -325,6 +326,7 @@ impl Hub {
                 self.dispatch(due.channel, now);
             }
         }
+        self.cross_due(now);
         self.step_replays(now);
     }
 
@@ -465,6 +467,7 @@ impl Hub {
     fn retire(&mut self, info: &ChannelInfo, now: Now) {
         self.with_channel(info.id, now, Channel::seal_all);
         self.dispatch(info.id, now);
+        self.cross_now(info.id, now);
         // The disk's answer would find nobody any more.
         self.ack_upto(info.id, Seq::MAX, Guarantee::Accepted);
         if let Some(gone) = self.channels.remove(&info.id) {
@@ -518,14 +521,7 @@ impl Hub {
             let Some(channel) = self.channels.get(&id) else { continue };
             let Some(class) = channel.class(position) else { continue };
             let key = class.key();
-            if class.crosses()
-                && let Some(outlet) = self.router.outlet()
-            {
-                let info = channel.info();
-                outlet.publish(&info.name, relay::payload(outlet.node(), info.epoch, &frame, now));
-                self.metrics.counters.relays_sent += 1;
-                self.quiet.note_sent(id, now.at);
-            }
+            let crosses = class.crosses();
             let ring = channel.ring().filter(|_| class.is_kept());
             let stored = channel.info().life.as_ref().map(|life| life.key);
             let mut here = false;
@@ -540,6 +536,9 @@ impl Hub {
             if let Some(ring) = ring {
                 has_kept = true;
                 self.keep(ring, stored, &frame, now);
+            }
+            if crosses {
+                self.cross(id, frame.clone(), now);
             }
             if here {
                 self.hand_out(key, frame, now);
@@ -684,6 +683,7 @@ impl Hub {
         for id in ids {
             self.with_channel(id, now, Channel::seal_all);
             self.dispatch(id, now);
+            self.cross_now(id, now);
         }
     }
 

@@ -26,7 +26,7 @@ pub fn check(data: &[u8]) {
         flushed_ns: header.flushed_ns,
     };
     let mut frame = encode::frame_header(&header).to_vec();
-    frame.extend_from_slice(found.body(data));
+    frame.extend_from_slice(found.body(data, 0..found.blocks.len()));
     let frame = proto::Frame::decode(&frame[..]).expect("the scan is stricter than prost");
     assert_eq!((frame.channel, frame.epoch, frame.seq), (7, header.epoch, header.seq));
     assert_eq!(frame.blocks.len(), found.blocks.len());

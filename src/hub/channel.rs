@@ -2,12 +2,14 @@
 //! connection: it knows how many receivers each worker has.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::batch::{Batch, BlockRef, ClassKey, FrameOf};
+use super::crossing::Crossing;
 use super::directory::ChannelInfo;
 use super::overload::STEPS;
 use crate::clock::Now;
@@ -72,6 +74,28 @@ impl<'a> RelayedFrame<'a> {
             received: Now { at, wall_ns: block.received_ns },
         })
     }
+
+    /// The blocks as frames of this server's size, which are those of the other server if its limits are the same: a message may
+    /// have many. Each with the number of its samples.
+    fn frames(&self, limits: &BatchLimits) -> impl Iterator<Item = (Range<usize>, u32)> + use<'a> {
+        let found = self.found;
+        let (bytes_max, samples_max) = (limits.frame_bytes_max, limits.frame_samples_max);
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let from = next;
+            let (mut bytes, mut samples) = (0, 0);
+            while let Some(block) = found.blocks.get(next)
+                && (next == from || bytes + block.content.len() <= bytes_max)
+                && bytes < bytes_max
+                && samples < samples_max
+            {
+                bytes += block.bytes();
+                samples += block.samples.len();
+                next += 1;
+            }
+            (next > from).then(|| (from..next, u32::try_from(samples).unwrap_or(u32::MAX)))
+        })
+    }
 }
 
 /// See the module's page.
@@ -91,8 +115,8 @@ pub struct Class {
     batch: Batch,
     /// Receivers on each worker.
     receivers: Vec<u32>,
-    /// Its frames go to other servers, whoever receives it here.
-    crosses: bool,
+    /// Its frames go to other servers, whoever receives it here: what waits for that.
+    crossing: Option<Box<Crossing>>,
     /// It is in use without receivers, too: the history is made of its frames.
     kept: bool,
 }
@@ -112,7 +136,7 @@ impl Class {
     /// Whether its frames go to other servers.
     #[must_use]
     pub const fn crosses(&self) -> bool {
-        self.crosses
+        self.crossing.is_some()
     }
 
     /// Whether the history is made of its frames.
@@ -122,12 +146,12 @@ impl Class {
     }
 
     fn new(key: ClassKey, next: Seq) -> Self {
-        Self { batch: Batch::new(key, next - 1), receivers: Vec::new(), crosses: false, kept: false }
+        Self { batch: Batch::new(key, next - 1), receivers: Vec::new(), crossing: None, kept: false }
     }
 
     /// Whether it is forgotten with its open batch: nobody has it.
     fn is_unused(&self) -> bool {
-        !self.crosses && !self.kept && !self.has_receivers()
+        !self.crosses() && !self.kept && !self.has_receivers()
     }
 
     fn has_receivers(&self) -> bool {
@@ -207,7 +231,13 @@ impl Channel {
             self.classes.push(Class::new(key, self.next_seq));
             self.classes.len() - 1
         });
-        self.classes[position].crosses = true;
+        self.classes[position].crossing.get_or_insert_default();
+    }
+
+    /// What waits to go to other servers, if its frames do, beside what never changes.
+    pub fn crossing(&mut self) -> Option<(&ChannelInfo, &mut Crossing)> {
+        let crossing = self.classes.iter_mut().find_map(|class| class.crossing.as_deref_mut())?;
+        Some((&self.info, crossing))
     }
 
     /// Sequence of the next sample.
@@ -279,38 +309,48 @@ impl Channel {
         }
     }
 
-    /// Takes a frame of a mirror's stream, whose server has given the sequences. Who leaves nothing out gets it as it is, encoded
+    /// Takes what has come of a mirror's stream, whose server has given the sequences. Who leaves nothing out gets it as it is, encoded
     /// at most once for each codec; the others' batches take its blocks.
     pub fn relay(&mut self, frame: &RelayedFrame<'_>, flush: &mut Flush<'_>) {
         debug_assert!(frame.header.seq == self.next_seq && frame.header.count > 0, "checked by the hub");
         let first = frame.header.seq;
-        self.next_seq = first + u64::from(frame.header.count);
         self.last_published = Some(flush.now.at);
-        let header = encode::FrameHeader {
-            channel: self.info.id,
-            epoch: self.info.epoch,
-            seq: first,
-            count: frame.header.count,
-            flushed_ns: frame.header.flushed_ns,
-        };
-        let mut encoded: [Option<(Bytes, u8)>; Codec::ALL.len()] = [None, None, None];
         for position in 0..self.classes.len() {
-            let key = self.classes[position].key();
-            if key.is_thin() {
+            if self.classes[position].key().is_thin() {
                 let mut seq = first;
                 for block in frame.blocks() {
                     self.take(position, block, seq, flush);
                     seq += block.spans.len() as u64;
                 }
+            }
+        }
+        for (blocks, count) in frame.frames(flush.limits) {
+            let header = encode::FrameHeader {
+                channel: self.info.id,
+                epoch: self.info.epoch,
+                seq: self.next_seq,
+                count,
+                flushed_ns: frame.header.flushed_ns,
+            };
+            self.next_seq += u64::from(count);
+            self.relay_blocks(frame.found.body(frame.payload, blocks), &header, frame.received, flush);
+        }
+    }
+
+    /// Makes a frame of blocks for each class that leaves nothing out.
+    fn relay_blocks(&self, body: &[u8], header: &encode::FrameHeader, received: Now, flush: &mut Flush<'_>) {
+        let mut encoded: [Option<(Bytes, u8)>; Codec::ALL.len()] = [None, None, None];
+        for (position, class) in self.classes.iter().enumerate() {
+            let key = class.key();
+            if key.is_thin() {
                 continue;
             }
-            let body = frame.found.body(frame.payload);
             let (bytes, head_bytes) = encoded[key.codec as usize].get_or_insert_with(|| {
                 flush.metrics.counters.frames_sealed += 1;
                 match key.codec {
-                    Codec::Protobuf => seal::seal(cut::joined(std::iter::once(body)), &header),
+                    Codec::Protobuf => seal::seal(cut::joined(std::iter::once(body)), header),
                     Codec::MessagePack | Codec::Json => {
-                        (seal::transcode(body, &header, &self.info.name, key.codec), 0)
+                        (seal::transcode(body, header, &self.info.name, key.codec), 0)
                     }
                 }
             });
@@ -319,11 +359,11 @@ impl Channel {
                 head_bytes: *head_bytes,
                 replayed: false,
                 channel: self.info.id,
-                first,
-                last: self.next_seq - 1,
-                count: frame.header.count,
+                first: header.seq,
+                last: header.seq + u64::from(header.count) - 1,
+                count: header.count,
                 flushed_at: flush.now.at,
-                received_at: [frame.received.at; TIMED_SAMPLES],
+                received_at: [received.at; TIMED_SAMPLES],
             };
             flush.sealed.push((position, sealed));
         }

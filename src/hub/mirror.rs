@@ -9,14 +9,16 @@ use bytes::Bytes;
 
 use super::batch::ClassKey;
 use super::channel::{Channel, RelayedFrame};
+use super::crossing::{self, Crossing};
 use super::directory::{ChannelInfo, NoMirror};
 use super::router::{Announced, Arrival, Relayed, ToWorker};
 use super::{Hub, keep_history, kept_class};
 use crate::clock::Now;
 use crate::config::Config;
+use crate::history::cut;
 use crate::metrics::RelayRefusal;
 use crate::wire::relay::{self, Found, RelayHeader};
-use crate::wire::{ChannelId, Seq};
+use crate::wire::{ChannelId, Frame, Seq};
 
 /// Silence after which other servers are told where a stream stands; again after twice the time, and so on, since what tells may
 /// be lost like what it is about.
@@ -25,14 +27,12 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often that is told in one silence, the last time after half a minute.
 const HEADS_MAX: u32 = 5;
 
-/// Shortest window of what crosses: a channel costs a broker at most 100 messages a second, whatever its sample rate, and whatever
-/// the flush window here.
-const CROSSING_WINDOW_MS_MIN: u32 = 10;
-
-/// The delivery class of what crosses: that of the history, unless the flush window is shorter than what crosses may have.
+/// The delivery class of what crosses: that of the history, unless the flush window is shorter than the time between two messages,
+/// which would make many small frames of one.
 pub(super) fn crossing_class(config: &Config) -> ClassKey {
     let kept = kept_class(config);
-    ClassKey { delay_ms: kept.delay_ms.max(CROSSING_WINDOW_MS_MIN), ..kept }
+    let window_ms = u32::try_from(crossing::WINDOW.as_millis()).unwrap_or(u32::MAX);
+    ClassKey { delay_ms: kept.delay_ms.max(window_ms), ..kept }
 }
 
 /// Channels that were published to lately, each once, in the order in which they are to be looked at.
@@ -158,9 +158,10 @@ impl Hub {
     }
 
     fn relay_checked(&mut self, relayed: &Relayed, found: &mut Found, now: Now) {
-        // A frame is sealed when it is full, by a message that may be full itself.
+        // A frame is sealed when it is full, by a message that may be full itself; small ones share a payload.
         let (inbound, batch) = (&self.config.inbound, &self.config.batch);
         let samples_max = batch.frame_samples_max.saturating_add(inbound.message_samples_max);
+        let samples_max = samples_max.max(crossing::MESSAGE_SAMPLES_MAX as usize);
         let header = match relay::scan(&relayed.payload, samples_max, found) {
             Ok(header) => header,
             Err(error) => {
@@ -287,21 +288,58 @@ impl Hub {
         }
     }
 
+    /// Takes a frame that goes to other servers.
+    pub(super) fn cross(&mut self, id: ChannelId, frame: Frame, now: Now) {
+        let due = self.with_crossing(id, now, |crossing, send| crossing.take(frame, now.at, send));
+        if let Some(due) = due.flatten() {
+            self.crossing_due.insert((due, id));
+        }
+    }
+
+    /// Sends what of a channel waits to go to other servers.
+    pub(super) fn cross_now(&mut self, id: ChannelId, now: Now) {
+        self.with_crossing(id, now, |crossing, send| crossing.release(now.at, send));
+    }
+
+    /// Sends what has waited long enough to go to other servers.
+    pub(super) fn cross_due(&mut self, now: Now) {
+        while let Some(&(at, id)) = self.crossing_due.first()
+            && at <= now.at
+        {
+            self.crossing_due.pop_first();
+            self.with_crossing(id, now, |crossing, send| crossing.release_due(now.at, send));
+        }
+    }
+
+    fn with_crossing<T>(
+        &mut self,
+        id: ChannelId,
+        now: Now,
+        work: impl FnOnce(&mut Crossing, &mut dyn FnMut(&[Frame])) -> T,
+    ) -> Option<T> {
+        let outlet = self.router.outlet()?;
+        let (info, crossing) = self.channels.get_mut(&id)?.crossing()?;
+        let (counters, quiet) = (&mut self.metrics.counters, &mut self.quiet);
+        let mut send = |frames: &[Frame]| {
+            if let Some(payload) = relay::payload(outlet.node(), info.epoch, frames, now) {
+                outlet.publish(&info.name, payload);
+                counters.relays_sent += 1;
+                quiet.note_sent(id, now.at);
+            }
+        };
+        Some(work(crossing, &mut send))
+    }
+
     fn relay_frame(&mut self, info: &Arc<ChannelInfo>, frame: &RelayedFrame<'_>, now: Now) {
         let Some(channel) = self.channels.get(&info.id) else { return };
         let (next, header) = (channel.next_seq(), frame.header);
         if header.seq < next {
             // What was there already, or a stream's head that the samples were faster than.
-            if header.count > 0 {
+            let known = u32::try_from(next - header.seq).unwrap_or(u32::MAX);
+            if known < header.count {
+                self.relay_rest(info, frame, known, now);
+            } else if header.count > 0 {
                 self.metrics.counters.relays_refused[RelayRefusal::Duplicate] += 1;
-            }
-            // Its end is new, and a frame is not cut: what a server that was killed had sealed otherwise for its disk.
-            let behind = header.seq + u64::from(header.count);
-            if behind > next {
-                self.metrics.counters.samples_missed_from_broker += behind - next;
-                self.with_channel(info.id, now, |channel, flush| channel.skip_to(behind, flush));
-                self.dispatch(info.id, now);
-                self.tell_missed(info.id, behind - 1, now);
             }
             return;
         }
@@ -317,6 +355,26 @@ impl Hub {
             self.metrics.record_hop(header.flushed_ns, frame.received.wall_ns);
             self.with_channel(info.id, now, |channel, flush| channel.relay(frame, flush));
             self.dispatch(info.id, now);
+        }
+    }
+
+    /// The first samples of a message were there already, and the rest is new: this server was killed while it wrote them to its disk, or
+    /// the other one, and joined its frames otherwise.
+    fn relay_rest(&mut self, info: &Arc<ChannelInfo>, frame: &RelayedFrame<'_>, known: u32, now: Now) {
+        let header = RelayHeader {
+            seq: frame.header.seq + u64::from(known),
+            count: frame.header.count - known,
+            ..frame.header
+        };
+        let mut payload = header.encode().to_vec();
+        let body = frame.found.body(frame.payload, 0..frame.found.blocks.len());
+        let mut found = Found::default();
+        let samples_max = header.count as usize;
+        if cut::without_first(body, known as usize, &mut payload).is_ok()
+            && relay::scan(&payload, samples_max, &mut found).is_ok()
+        {
+            let rest = RelayedFrame { header, payload: &payload, found: &found, received: frame.received };
+            self.relay_frame(info, &rest, now);
         }
     }
 
@@ -372,7 +430,7 @@ impl Hub {
             };
             let silent = channel.last_published().is_none_or(|published| published <= at);
             if silent {
-                self.send_head(channel, now);
+                self.send_head(id, now);
             }
             self.quiet.push(Silence { id, at: now.at, heads: if silent { heads + 1 } else { 0 } });
         }
@@ -385,13 +443,12 @@ impl Hub {
         // What waits in a batch goes first: from here on the other server has to get everything.
         self.with_channel(info.id, now, Channel::seal_crossing);
         self.dispatch(info.id, now);
-        if let Some(channel) = self.channels.get(&info.id) {
-            self.send_head(channel, now);
-        }
+        self.cross_now(info.id, now);
+        self.send_head(info.id, now);
     }
 
-    fn send_head(&self, channel: &Channel, now: Now) {
-        if let Some(outlet) = self.router.outlet() {
+    fn send_head(&self, id: ChannelId, now: Now) {
+        if let Some((channel, outlet)) = self.channels.get(&id).zip(self.router.outlet()) {
             // What waits in a batch, which a long window makes later than a silence, is not lost if it is not there yet.
             let sent = channel.head(crossing_class(&self.config));
             let (info, next) = (channel.info(), sent.map_or_else(|| channel.next_seq(), |sent| sent + 1));

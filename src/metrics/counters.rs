@@ -368,8 +368,8 @@ counters! {
     frame_bytes_sealed = "Bytes of the frames that were encoded, WebSocket headers included.";
     frames_lost_between_workers = "Frames that a full inbox of another worker did not take.";
     history_frames_refused = "Frames that the store of the history had no room for: they are not safe on the disk.";
-    relays_sent = "Frames that were sent to the broker for other servers.";
-    relays_received = "Frames of other servers that came from the broker.";
+    relays_sent = "Messages with samples that were sent to the broker for other servers.";
+    relays_received = "Messages with new samples of other servers that came from the broker.";
     samples_relayed = "Samples of other servers that came from the broker.";
     samples_missed_from_broker = "Samples of other servers that did not come: found by their sequences.";
     relays_refused by RelayRefusal = "Messages on the topics of channels, and names in messages about who is on channels, that were not taken, by reason.";

@@ -57,6 +57,8 @@ pub struct RelayHeader {
 /// A block in a payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RelayedBlock {
+    /// Where its key stands in the payload: behind the block before.
+    at: usize,
     /// Its content in the payload, without `received_ns`.
     pub content: Range<usize>,
     /// Its samples among the spans, whose offsets are from the start of the content.
@@ -67,6 +69,14 @@ pub struct RelayedBlock {
     pub received_ns: u64,
 }
 
+impl RelayedBlock {
+    /// Bytes in a frame.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.content.end + INSTANT_BYTES - self.at
+    }
+}
+
 /// Where [`scan`] puts what it finds; its memory is used again.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -74,8 +84,6 @@ pub struct Found {
     pub blocks: Vec<RelayedBlock>,
     /// The samples of all blocks.
     pub spans: Vec<SampleSpan>,
-    /// Where the first block's key stands.
-    body: usize,
 }
 
 /// What is wrong with a payload.
@@ -115,20 +123,32 @@ pub struct Payload {
     pub body: Bytes,
 }
 
-/// The payload for a sealed protobuf frame that leaves nothing out, of the stream's life `epoch`; shares its blocks.
+/// The payload for sealed protobuf frames that leave nothing out, of the stream's life `epoch`, each behind the one before. Shares the
+/// blocks of one, copies those of several. `None` for no frame.
 #[must_use]
-pub fn payload(node: NodeId, epoch: u32, frame: &Frame, now: Now) -> Payload {
-    let waited = nanos(now.at.saturating_duration_since(frame.flushed_at));
+pub fn payload(node: NodeId, epoch: u32, frames: &[Frame], now: Now) -> Option<Payload> {
+    let first = frames.first()?;
+    debug_assert!(frames.windows(2).all(|pair| pair[0].last + 1 == pair[1].first), "one sequence");
+    let waited = nanos(now.at.saturating_duration_since(first.flushed_at));
     let flushed_ns = now.wall_ns.saturating_sub(waited);
-    let header = RelayHeader { node, epoch, seq: frame.first, count: frame.count, flushed_ns };
-    Payload { head: head_of(header), body: frame.bytes.slice(usize::from(frame.head_bytes)..) }
+    let count = frames.iter().map(|frame| frame.count).sum();
+    let header = RelayHeader { node, epoch, seq: first.first, count, flushed_ns };
+    let blocks = |frame: &Frame| frame.bytes.slice(usize::from(frame.head_bytes)..);
+    let body = if frames.len() == 1 {
+        blocks(first)
+    } else {
+        let mut body = BytesMut::with_capacity(frames.iter().map(|frame| frame.bytes.len()).sum());
+        frames.iter().for_each(|frame| body.put(blocks(frame)));
+        body.freeze()
+    };
+    Some(Payload { head: header.encode(), body })
 }
 
 /// The payload that tells where a stream stands: `next` is the sequence of its next sample.
 #[must_use]
 pub fn head_payload(node: NodeId, epoch: u32, flushed_ns: u64, next: Seq) -> Payload {
     let header = RelayHeader { node, epoch, seq: next, count: 0, flushed_ns };
-    Payload { head: head_of(header), body: Bytes::new() }
+    Payload { head: header.encode(), body: Bytes::new() }
 }
 
 /// Who has sent a payload, and the life of which stream it is about, as far as a look at its beginning can tell.
@@ -148,20 +168,24 @@ pub fn peek(payload: &[u8]) -> Option<(NodeId, u32)> {
 /// Key and 8 bytes, key and 4 bytes, two keys and varints, key and 8 bytes.
 const HEADER_BYTES_MAX: usize = 9 + 5 + 11 + 6 + 9;
 
-fn head_of(header: RelayHeader) -> Bytes {
-    let mut out = BytesMut::with_capacity(HEADER_BYTES_MAX);
-    out.put_u8(NODE_KEY);
-    out.put_u64_le(header.node.0);
-    // A frame's header without the channel, whose number is this server's own: key and one byte.
-    let frame = FrameHeader {
-        channel: ChannelId(0),
-        epoch: header.epoch,
-        seq: header.seq,
-        count: header.count,
-        flushed_ns: header.flushed_ns,
-    };
-    out.put_slice(&encode::frame_header(&frame)[2..]);
-    out.freeze()
+impl RelayHeader {
+    /// As it stands before the blocks.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(HEADER_BYTES_MAX);
+        out.put_u8(NODE_KEY);
+        out.put_u64_le(self.node.0);
+        // A frame's header without the channel, whose number is this server's own: key and one byte.
+        let frame = FrameHeader {
+            channel: ChannelId(0),
+            epoch: self.epoch,
+            seq: self.seq,
+            count: self.count,
+            flushed_ns: self.flushed_ns,
+        };
+        out.put_slice(&encode::frame_header(&frame)[2..]);
+        out.freeze()
+    }
 }
 
 /// Checks a payload whole, and finds its blocks and samples. At most `samples_max` of them.
@@ -176,9 +200,6 @@ pub fn scan(payload: &[u8], samples_max: usize, found: &mut Found) -> Result<Rel
     while !reader.is_at_end() {
         let at = reader.at;
         let key = reader.key()?;
-        if key == BLOCKS && found.blocks.is_empty() {
-            found.body = at;
-        }
         if key != BLOCKS && !found.blocks.is_empty() {
             return Err(RelayError::Order);
         }
@@ -192,7 +213,7 @@ pub fn scan(payload: &[u8], samples_max: usize, found: &mut Found) -> Result<Rel
                 header.count = said;
             }
             FLUSHED_NS => header.flushed_ns = u64::from_le_bytes(reader.fixed(Field::Unknown)?),
-            BLOCKS => found.read_block(reader.delimited(Field::Block)?, samples_max)?,
+            BLOCKS => found.read_block(at, reader.delimited(Field::Block)?, samples_max)?,
             key if key >> 3 <= BLOCKS >> 3 => return Err(RelayError::Encoding),
             // One that a newer server has added.
             key => reader.skip(key, at, &[])?,
@@ -212,7 +233,7 @@ pub fn scan(payload: &[u8], samples_max: usize, found: &mut Found) -> Result<Rel
 }
 
 impl Found {
-    fn read_block(&mut self, block: Reader<'_>, samples_max: usize) -> Result<(), RelayError> {
+    fn read_block(&mut self, at: usize, block: Reader<'_>, samples_max: usize) -> Result<(), RelayError> {
         let start = block.at;
         let end = block.bytes.len();
         let tail = end.checked_sub(INSTANT_BYTES).filter(|tail| *tail >= start);
@@ -229,6 +250,7 @@ impl Found {
             return Err(DecodeError::NoSamples.into());
         }
         self.blocks.push(RelayedBlock {
+            at,
             content: start..tail,
             samples: first..self.spans.len(),
             source_ns,
@@ -237,10 +259,11 @@ impl Found {
         Ok(())
     }
 
-    /// The blocks in a payload that was checked, as a frame holds them.
+    /// Some of the blocks in a payload that was checked, as a frame holds them.
     #[must_use]
-    pub fn body<'a>(&self, payload: &'a [u8]) -> &'a [u8] {
-        if self.blocks.is_empty() { &[] } else { payload.get(self.body..).unwrap_or_default() }
+    pub fn body<'a>(&self, payload: &'a [u8], blocks: Range<usize>) -> &'a [u8] {
+        let at = |block: usize| self.blocks.get(block).map_or(payload.len(), |block| block.at);
+        payload.get(at(blocks.start)..at(blocks.end)).unwrap_or_default()
     }
 }
 
@@ -260,7 +283,7 @@ const FIXED32: u32 = 5;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use proptest::prelude::*;
     use prost::Message as _;
@@ -314,30 +337,30 @@ mod tests {
         scan(payload, 100, &mut found).map(|header| (header, found))
     }
 
+    /// A frame with blocks of so many samples each.
+    fn sealed(sizes: &[usize], first: Seq, now: Now) -> Frame {
+        let mut buffer = vec![0; seal::HEADROOM_BYTES];
+        for (index, samples) in sizes.iter().enumerate() {
+            let content = Block { received_ns: 0, ..block(*samples, 0) }.encode_to_vec();
+            seal::push_block(&mut buffer, &content, 100 + index as u64);
+        }
+        let count = u32::try_from(sizes.iter().sum::<usize>()).unwrap();
+        let header =
+            FrameHeader { channel: ChannelId(300), epoch: 8, seq: first, count, flushed_ns: now.wall_ns };
+        let (bytes, head_bytes) = seal::seal(buffer, &header);
+        let last = first + u64::from(count) - 1;
+        let (flushed_at, received_at) = (now.at, [now.at; 4]);
+        let channel = header.channel;
+        Frame { bytes, channel, first, last, count, head_bytes, replayed: false, flushed_at, received_at }
+    }
+
     #[test]
     fn a_sealed_frame_crosses_and_comes_out_as_it_was() {
         for sizes in [vec![1], vec![2, 3], vec![30, 1, 60]] {
-            let mut buffer = vec![0; seal::HEADROOM_BYTES];
-            for (index, samples) in sizes.iter().enumerate() {
-                let content = Block { received_ns: 0, ..block(*samples, 0) }.encode_to_vec();
-                seal::push_block(&mut buffer, &content, 100 + index as u64);
-            }
-            let count = u32::try_from(sizes.iter().sum::<usize>()).unwrap();
-            let header = FrameHeader { channel: ChannelId(300), epoch: 8, seq: 41, count, flushed_ns: 5 };
-            let (bytes, head_bytes) = seal::seal(buffer, &header);
             let now = Now { at: Instant::now(), wall_ns: 5 };
-            let frame = Frame {
-                bytes,
-                channel: header.channel,
-                first: 41,
-                last: 40 + u64::from(count),
-                count,
-                head_bytes,
-                replayed: false,
-                flushed_at: now.at,
-                received_at: [now.at; 4],
-            };
-            let Payload { head, body } = payload(NodeId(9), 8, &frame, now);
+            let frame = sealed(&sizes, 41, now);
+            let count = frame.count;
+            let Payload { head, body } = payload(NodeId(9), 8, std::slice::from_ref(&frame), now).unwrap();
             let payload = [head, body].concat();
             assert_eq!(peek(&payload), Some((NodeId(9), 8)));
             let blocks: Vec<_> = sizes.iter().zip(100..).map(|(n, at)| block(*n, at)).collect();
@@ -346,9 +369,28 @@ mod tests {
             let expected = RelayHeader { node: NodeId(9), epoch: 8, seq: 41, count, flushed_ns: 5 };
             assert_eq!(header, expected);
             let other = FrameHeader { channel: ChannelId(2), epoch: 8, seq: 41, count, flushed_ns: 5 };
-            let read = decoded(&seal::seal(with_headroom(found.body(&payload)), &other).0);
+            let body = found.body(&payload, 0..sizes.len());
+            let read = decoded(&seal::seal(with_headroom(body), &other).0);
             let sent = decoded(&frame.bytes);
             assert_eq!(read, proto::Frame { channel: 2, ..sent }, "but for the number it is the frame");
+        }
+    }
+
+    #[test]
+    fn several_frames_cross_as_one_payload() {
+        let now = Now { at: Instant::now(), wall_ns: 5 };
+        assert_eq!(payload(NodeId(9), 8, &[], now), None);
+        let frames = [sealed(&[2, 3], 41, now), sealed(&[1], 46, now.plus(Duration::from_millis(4)))];
+        let later = now.plus(Duration::from_millis(9));
+        let Payload { head, body } = payload(NodeId(9), 8, &frames, later).unwrap();
+        let payload = [head, body].concat();
+        let (header, found) = scanned(&payload).unwrap();
+        let expected = RelayHeader { node: NodeId(9), epoch: 8, seq: 41, count: 6, flushed_ns: 5 };
+        assert_eq!(header, expected, "it is as old as its oldest frame");
+        for (blocks, frame) in [(0..2, &frames[0]), (2..3, &frames[1])] {
+            assert_eq!(found.body(&payload, blocks.clone()), &frame.bytes[usize::from(frame.head_bytes)..]);
+            let bytes: usize = found.blocks[blocks].iter().map(RelayedBlock::bytes).sum();
+            assert_eq!(bytes, frame.bytes.len() - usize::from(frame.head_bytes));
         }
     }
 
@@ -357,7 +399,7 @@ mod tests {
         let payload = head_payload(NodeId(9), 8, 5, 41).head;
         assert_eq!(cluster::Relay::decode(&payload[..]), Ok(relay(Vec::new())));
         let (header, found) = scanned(&payload).unwrap();
-        assert_eq!((header.seq, header.count, found.body(&payload)), (41, 0, &[][..]));
+        assert_eq!((header.seq, header.count, found.body(&payload, 0..1)), (41, 0, &[][..]));
     }
 
     #[test]
@@ -405,7 +447,7 @@ mod tests {
                 prop_assert!(model.is_ok(), "prost refuses what the scan takes");
                 let mut frame = FrameHeader { channel: ChannelId(1), epoch: header.epoch, seq: header.seq, count: header.count, flushed_ns: header.flushed_ns };
                 frame.channel = ChannelId(1);
-                let read = decoded(&seal::seal(with_headroom(found.body(&bytes)), &frame).0);
+                let read = decoded(&seal::seal(with_headroom(found.body(&bytes, 0..found.blocks.len())), &frame).0);
                 prop_assert_eq!(Ok(read.blocks), model.map(|relay| relay.blocks));
             }
         }

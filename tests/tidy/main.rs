@@ -32,6 +32,7 @@ const LADDER: &[&[&str]] = &[
         "admission/*",
         "broker/*",
         "hub/batch",
+        "hub/crossing",
         "hub/directory",
         "hub/overload",
         "keepalive",

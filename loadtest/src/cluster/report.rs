@@ -105,7 +105,7 @@ pub(crate) struct Repetition {
     pub added_p99_ns: Option<i64>,
     /// From a server's flush to another's receipt, by the servers themselves.
     pub broker_hop: Option<Percentiles>,
-    /// Frames that servers sent to the broker (`tidewire_relays_sent_total`).
+    /// Messages with samples that servers sent to the broker (`tidewire_relays_sent_total`).
     pub relays_per_s: Option<f64>,
     /// Messages that came to the broker as it counts: also what servers tell each other.
     pub broker_messages_per_s: Option<f64>,
