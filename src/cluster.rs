@@ -1,6 +1,6 @@
 //! One server of several: what is published on one is received on all, through a broker. Brings the parts together: what
 //! clients want (from the hubs), what the broker brings, and what servers tell each other. Runs beside the acceptor and never
-//! touches a sample; a frame goes from its home to the broker's thread, and from there to its home on the other server.
+//! touches a sample; frames go from their home to the broker's thread, and from there to their home on the other server.
 //!
 //! Which topics: `c.NAME`, behind `broker.prefix`, carries what is published under NAME (`proto/cluster.proto`), `PREFIX.nodes` what servers tell each
 //! other (`cluster/message.rs`).

@@ -131,7 +131,7 @@ impl Stage {
                 "From a sample's receipt to its handing to the kernel, for each receiver: the server's own part."
             }
             Self::BrokerHop => {
-                "From the flush of a frame by another server to its receipt from the broker, by two clocks."
+                "From the flush of a message's first frame by another server, and so with its wait for the message, to its receipt from the broker, by two clocks."
             }
             Self::Arrival => "From a sample's receipt to its arrival, by the clients that report it.",
             Self::LoopLag => "How late the event loop of a worker ran what was due.",

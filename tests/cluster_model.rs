@@ -181,8 +181,8 @@ struct Peer {
     handle: Rc<OutboxHandle>,
     streams: HashMap<u32, Heard>,
     answered: u64,
-    /// Samples of the largest frame.
-    frame_samples_max: usize,
+    /// Samples of the frame that had most, and bytes of the one that had most.
+    largest: (usize, usize),
 }
 
 struct World {
@@ -256,8 +256,8 @@ impl World {
         let worker = worker % self.config.workers;
         let (new, handle) = new_member(&self.config, self.peers.len() as u64 + 1, Codec::Protobuf, None);
         let member = self.nodes[node].hubs[worker].add_member(new, self.now);
-        let (streams, answered, frame_samples_max) = (HashMap::new(), 0, 0);
-        self.peers.push(Peer { node, worker, member, handle, streams, answered, frame_samples_max });
+        let (streams, answered, largest) = (HashMap::new(), 0, (0, 0));
+        self.peers.push(Peer { node, worker, member, handle, streams, answered, largest });
     }
 
     fn subscribe(&mut self, peer: usize, pattern: &str) {
@@ -549,7 +549,8 @@ impl Peer {
         let heard = self.streams.get_mut(&frame.channel).expect("a channel that it was told of");
         assert_eq!(heard.epoch, frame.epoch);
         let samples = frame.blocks.iter().flat_map(|block| &block.samples);
-        self.frame_samples_max = self.frame_samples_max.max(samples.clone().count());
+        self.largest.0 = self.largest.0.max(samples.clone().count());
+        self.largest.1 = self.largest.1.max(frame.encoded_len());
         for (seq, sample) in (frame.seq..).zip(samples) {
             let Some(Value::Number(value)) = sample.value else { panic!("{sample:?}") };
             assert!(
@@ -773,30 +774,71 @@ fn of_a_frame_whose_end_alone_is_new_the_end_is_taken() {
     assert_eq!((heard.values.len(), heard.last, heard.missing), (7, 10, 3));
 }
 
-#[test]
-fn a_channel_costs_a_broker_a_hundred_messages_a_second_however_much_is_published() {
+/// Two servers of one worker where five samples fill a frame, and a subscriber of "a.x" at the second.
+fn world_of_small_frames() -> World {
     let mut config = Config { workers: 1, ..Config::default() };
-    // Each publish fills a frame.
     config.batch.frame_samples_max = 5;
     let mut world = World::with(2, config, 7);
     world.settle_with_subscriber(1, 0, "a.x");
-    let before = world.nodes[0].hubs[0].metrics().counters.clone();
-    for _ in 0..1_000 {
-        world.publish(0, "a.x", 5);
-        world.advance(1);
-        world.step_all();
-        world.read(0);
+    world
+}
+
+#[test]
+fn a_channel_costs_a_broker_a_hundred_messages_a_second_however_much_is_published() {
+    for bytes_max in [256, 1 << 20] {
+        let mut config = Config { workers: 1, ..Config::default() };
+        // Full after some publishes, or after each.
+        config.batch.frame_bytes_max = bytes_max;
+        config.batch.frame_samples_max = if bytes_max == 256 { 1_000 } else { 5 };
+        let mut world = World::with(2, config, 7);
+        world.settle_with_subscriber(1, 0, "a.x");
+        let before = world.nodes[0].hubs[0].metrics().counters.clone();
+        for _ in 0..1_000 {
+            world.publish(0, "a.x", 5);
+            world.advance(1);
+            world.step_all();
+            world.read(0);
+        }
+        let counters = world.nodes[0].hubs[0].metrics().counters.clone();
+        let messages = counters.relays_sent - before.relays_sent;
+        let frames = counters.frames_sealed - before.frames_sealed;
+        assert!((90..=101).contains(&messages) && frames > 250, "{messages} messages of {frames} frames");
+        // Nothing waits longer than for a full frame and the next message, and no frame has become larger on the way.
+        assert!(world.heard().last >= 5_000 - 75, "{}", world.heard().last);
+        world.settle();
+        world.check();
+        assert_eq!((world.heard().values.len(), world.heard().missing), (5_000, 0));
+        let (samples, bytes) = world.peers[0].largest;
+        assert!(if bytes_max == 256 { bytes <= 256 + 32 } else { samples <= 5 + 4 }, "{samples} {bytes}");
     }
-    let counters = world.nodes[0].hubs[0].metrics().counters.clone();
-    let messages = counters.relays_sent - before.relays_sent;
-    let frames = counters.frames_sealed - before.frames_sealed;
-    assert!((90..=101).contains(&messages) && frames >= 1_000, "{messages} messages of {frames} frames");
-    // It has waited for the next message as long as that waits, and no frame has become larger on the way.
-    assert!(world.heard().last >= 5_000 - 50, "{}", world.heard().last);
+}
+
+#[test]
+fn a_head_does_not_overtake_what_waits_for_the_next_message() {
+    let mut world = world_of_small_frames();
+    world.publish(0, "a.x", 5);
+    world.publish(0, "a.x", 5);
+    // The process was stopped, and the tick comes first.
+    world.now = world.now.plus(Duration::from_secs(2));
+    let now = world.now;
+    world.nodes[0].hubs[0].tick(now);
     world.settle();
     world.check();
-    assert_eq!((world.heard().values.len(), world.heard().missing), (5_000, 0));
-    assert!(world.peers[0].frame_samples_max <= 5 + 4, "{}", world.peers[0].frame_samples_max);
+    assert_eq!((world.heard().last, world.heard().missing), (10, 0));
+}
+
+#[test]
+fn whoever_ends_sends_what_waits_for_the_next_message() {
+    let mut world = world_of_small_frames();
+    for count in 1..=3 {
+        world.publish(0, "a.x", 5);
+        assert_eq!(world.nodes[0].hubs[0].metrics().counters.relays_sent, 1, "the first goes, {count}");
+    }
+    let now = world.now;
+    world.nodes[0].hubs[0].handle(ToWorker::Drain, now);
+    world.step_all();
+    world.read(0);
+    assert_eq!((world.heard().last, world.heard().missing), (15, 0), "no time has passed");
 }
 
 #[test]
@@ -952,9 +994,11 @@ fn whatever_the_broker_does_subscribers_know_what_they_miss() {
     for seed in seeds(CASES) {
         println!("seed {seed}");
         let mut config = Config { workers: 1 + (seed % 3) as usize, ..Config::default() };
-        if seed % 4 < 2 {
-            // Most frames are full before their window ends, and share a message.
-            config.batch.frame_samples_max = 4;
+        // In half of them most frames are full before their window ends, and share a message.
+        match seed % 4 {
+            0 => config.batch.frame_samples_max = 4,
+            1 => config.batch.frame_bytes_max = 256,
+            _ => {}
         }
         let mut world = World::with(2 + (seed % 2) as usize, config, seed);
         let nodes = world.nodes.len();

@@ -1,4 +1,4 @@
-//! A frame of another server, as a broker delivers it, whoever wrote it: what is taken can be relayed to clients as it is.
+//! A message of another server, as a broker delivers it, whoever wrote it: what is taken can be relayed to clients as it is.
 
 use prost::Message as _;
 use tidewire::wire::encode::{self, FrameHeader};

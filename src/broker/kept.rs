@@ -19,14 +19,14 @@ use super::interest::Want;
 /// Fetches at once. So many answers may be on their way, each of [`FETCH_BYTES_MAX`] and a message.
 const FETCHES: usize = 8;
 
-/// Bytes that one fetch asks for when it catches up: a few frames of every size that is usual.
-pub(super) const FETCH_BYTES_MAX: usize = 256 << 10;
+/// Bytes that one fetch asks for when it catches up: a few messages of every size that is usual.
+pub(super) const FETCH_BYTES_MAX: usize = 1 << 20;
 
 /// Messages that one fetch asks for.
 pub(super) const FETCH_MESSAGES_MAX: usize = 1_024;
 
 /// Bytes of live messages that are held for a topic while it is fetched.
-const HELD_BYTES_MAX: usize = 256 << 10;
+const HELD_BYTES_MAX: usize = 1 << 20;
 
 /// Where a message stands in what the broker keeps of its topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -27,8 +27,9 @@ use self::jetstream::{Memory, Store};
 
 mod jetstream;
 
-/// Messages of one subscription that the library holds while its task is not run; one more is told as lost.
-const SUBSCRIPTION_MESSAGES_MAX: usize = 65_536;
+/// Messages of one subscription that the library holds while this side of it is not run; one more is told as lost. They share a thread, so
+/// it is what comes with a few reads, of whatever size.
+const SUBSCRIPTION_MESSAGES_MAX: usize = 16_384;
 
 /// Subscriptions that are confirmed together.
 const SUBSCRIBE_MAX: usize = 256;

@@ -50,9 +50,9 @@ impl Flush<'_> {
     }
 }
 
-/// A frame of another server's stream, checked.
+/// A message of another server's stream, checked: one or more of its frames.
 #[derive(Clone, Copy, Debug)]
-pub struct RelayedFrame<'a> {
+pub struct RelayedMessage<'a> {
     /// What it says of itself.
     pub header: RelayHeader,
     /// As it came.
@@ -63,7 +63,7 @@ pub struct RelayedFrame<'a> {
     pub received: Now,
 }
 
-impl<'a> RelayedFrame<'a> {
+impl<'a> RelayedMessage<'a> {
     /// Its blocks; their samples' received time is that of the server that sealed them, by its clock.
     fn blocks(&self) -> impl Iterator<Item = BlockRef<'a>> + use<'a> {
         let (payload, found, at) = (self.payload, self.found, self.received.at);
@@ -311,29 +311,29 @@ impl Channel {
 
     /// Takes what has come of a mirror's stream, whose server has given the sequences. Who leaves nothing out gets it as it is, encoded
     /// at most once for each codec; the others' batches take its blocks.
-    pub fn relay(&mut self, frame: &RelayedFrame<'_>, flush: &mut Flush<'_>) {
-        debug_assert!(frame.header.seq == self.next_seq && frame.header.count > 0, "checked by the hub");
-        let first = frame.header.seq;
+    pub fn relay(&mut self, message: &RelayedMessage<'_>, flush: &mut Flush<'_>) {
+        debug_assert!(message.header.seq == self.next_seq && message.header.count > 0, "checked by the hub");
+        let first = message.header.seq;
         self.last_published = Some(flush.now.at);
         for position in 0..self.classes.len() {
             if self.classes[position].key().is_thin() {
                 let mut seq = first;
-                for block in frame.blocks() {
+                for block in message.blocks() {
                     self.take(position, block, seq, flush);
                     seq += block.spans.len() as u64;
                 }
             }
         }
-        for (blocks, count) in frame.frames(flush.limits) {
+        for (blocks, count) in message.frames(flush.limits) {
             let header = encode::FrameHeader {
                 channel: self.info.id,
                 epoch: self.info.epoch,
                 seq: self.next_seq,
                 count,
-                flushed_ns: frame.header.flushed_ns,
+                flushed_ns: message.header.flushed_ns,
             };
             self.next_seq += u64::from(count);
-            self.relay_blocks(frame.found.body(frame.payload, blocks), &header, frame.received, flush);
+            self.relay_blocks(message.found.body(message.payload, blocks), &header, message.received, flush);
         }
     }
 

@@ -1,13 +1,14 @@
-//! What of a channel waits to go to other servers. Frames that are sealed at the end of their window go at once; those that were
-//! sealed before, since they were full or somebody joined, share a message: so a broker has no more of them where more is
+//! What of a channel waits to go to other servers. A frame goes at once, unless the last message has gone less than [`WINDOW`] ago:
+//! then it shares the next one with what is sealed until then. Most frames are sealed at the end of a flush window and go at once; those
+//! that were full before, or that somebody's joining has sealed, share messages, so a broker has no more of them where more is
 //! published. Never reads the clock, never knows a broker.
 
 use std::time::{Duration, Instant};
 
 use crate::wire::Frame;
 
-/// Shortest time between two messages of a channel, but for what [`MESSAGE_BYTES_MAX`] does not hold: 100 a second. A sample that
-/// waits for it has not waited in a batch, so it waits no longer than this in all.
+/// Shortest time between two messages of a channel, but for what [`MESSAGE_BYTES_MAX`] does not hold: 100 a second. What shares a
+/// message comes to others so much later at the most.
 pub const WINDOW: Duration = Duration::from_millis(10);
 
 /// Bytes of frames that share a message: a quarter of what NATS takes, and of what brokers keep of a channel, by their defaults.
@@ -15,6 +16,9 @@ pub const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Samples of frames that share a message: what a receiver is ready to look at, whatever its own frames may hold.
 pub const MESSAGE_SAMPLES_MAX: u32 = 1 << 16;
+
+/// Frames that a channel keeps room for.
+const HELD_KEPT_MAX: usize = 32;
 
 /// See the module's page.
 #[derive(Debug, Default)]
@@ -67,6 +71,8 @@ impl Crossing {
     fn send_held(&mut self, send: &mut impl FnMut(&[Frame])) {
         send(&self.held);
         self.held.clear();
+        // Frames of usual size have filled a message long before.
+        self.held.shrink_to(HELD_KEPT_MAX);
         self.bytes = 0;
         self.samples = 0;
     }

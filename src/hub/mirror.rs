@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::batch::ClassKey;
-use super::channel::{Channel, RelayedFrame};
+use super::channel::{Channel, RelayedMessage};
 use super::crossing::{self, Crossing};
 use super::directory::{ChannelInfo, NoMirror};
 use super::router::{Announced, Arrival, Relayed, ToWorker};
@@ -54,7 +54,7 @@ struct Silence {
 }
 
 impl Quiet {
-    /// A frame of the channel was sent.
+    /// A message of the channel was sent.
     pub(super) fn note_sent(&mut self, id: ChannelId, at: Instant) {
         if self.queued.get(&id) != Some(&0) {
             self.push(Silence { id, at, heads: 0 });
@@ -85,7 +85,7 @@ impl Quiet {
     }
 }
 
-/// Frames of a new mirror that wait until every worker's subscriptions have found it, in bytes: what a stream of 100 MB/s
+/// Messages of a new mirror that wait until every worker's subscriptions have found it, in bytes: what a stream of 100 MB/s
 /// sends in the milliseconds that this takes.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
@@ -119,7 +119,7 @@ enum State {
 struct Waiting {
     /// Workers that have not answered.
     workers: usize,
-    frames: VecDeque<(Bytes, Now)>,
+    messages: VecDeque<(Bytes, Now)>,
     bytes: usize,
 }
 
@@ -185,13 +185,13 @@ impl Hub {
         if let Some(waiting) = self.mirrors.waiting.get_mut(&info.id) {
             if waiting.bytes + relayed.payload.len() <= WAITING_BYTES_MAX {
                 waiting.bytes += relayed.payload.len();
-                waiting.frames.push_back((relayed.payload.clone(), relayed.received));
+                waiting.messages.push_back((relayed.payload.clone(), relayed.received));
             }
             // What has no room is found missing with what follows.
             return;
         }
-        let frame = RelayedFrame { header, payload: &relayed.payload, found, received: relayed.received };
-        self.relay_frame(&info, &frame, now);
+        let (payload, received) = (&relayed.payload, relayed.received);
+        self.relay_message(&info, &RelayedMessage { header, payload, found, received }, now);
     }
 
     /// The stream that a frame is of. Before anything of it is handed out, every worker's subscriptions have to find it, with what the
@@ -261,7 +261,7 @@ impl Hub {
         self.mirrors.set(info, State::Known);
         let others = self.router.workers() - 1;
         if others > 0 {
-            let waiting = Waiting { workers: others, frames: VecDeque::new(), bytes: 0 };
+            let waiting = Waiting { workers: others, messages: VecDeque::new(), bytes: 0 };
             self.mirrors.waiting.insert(info.id, waiting);
         }
         self.announce(info, now);
@@ -282,7 +282,7 @@ impl Hub {
         let Some(info) = self.channels.get(&channel).map(|channel| Arc::clone(channel.info())) else {
             return;
         };
-        for (payload, received) in waiting.frames {
+        for (payload, received) in waiting.messages {
             let name = Arc::from(&*info.name);
             self.relay(Relayed { name, payload, backlog: false, received, permit: None }, now);
         }
@@ -330,14 +330,14 @@ impl Hub {
         Some(work(crossing, &mut send))
     }
 
-    fn relay_frame(&mut self, info: &Arc<ChannelInfo>, frame: &RelayedFrame<'_>, now: Now) {
+    fn relay_message(&mut self, info: &Arc<ChannelInfo>, message: &RelayedMessage<'_>, now: Now) {
         let Some(channel) = self.channels.get(&info.id) else { return };
-        let (next, header) = (channel.next_seq(), frame.header);
+        let (next, header) = (channel.next_seq(), message.header);
         if header.seq < next {
             // What was there already, or a stream's head that the samples were faster than.
             let known = u32::try_from(next - header.seq).unwrap_or(u32::MAX);
             if known < header.count {
-                self.relay_rest(info, frame, known, now);
+                self.relay_rest(info, message, known, now);
             } else if header.count > 0 {
                 self.metrics.counters.relays_refused[RelayRefusal::Duplicate] += 1;
             }
@@ -352,29 +352,32 @@ impl Hub {
         if header.count > 0 {
             self.metrics.counters.relays_received += 1;
             self.metrics.counters.samples_relayed += u64::from(header.count);
-            self.metrics.record_hop(header.flushed_ns, frame.received.wall_ns);
-            self.with_channel(info.id, now, |channel, flush| channel.relay(frame, flush));
+            self.metrics.record_hop(header.flushed_ns, message.received.wall_ns);
+            self.with_channel(info.id, now, |channel, flush| channel.relay(message, flush));
             self.dispatch(info.id, now);
         }
     }
 
     /// The first samples of a message were there already, and the rest is new: this server was killed while it wrote them to its disk, or
     /// the other one, and joined its frames otherwise.
-    fn relay_rest(&mut self, info: &Arc<ChannelInfo>, frame: &RelayedFrame<'_>, known: u32, now: Now) {
+    fn relay_rest(&mut self, info: &Arc<ChannelInfo>, message: &RelayedMessage<'_>, known: u32, now: Now) {
         let header = RelayHeader {
-            seq: frame.header.seq + u64::from(known),
-            count: frame.header.count - known,
-            ..frame.header
+            seq: message.header.seq + u64::from(known),
+            count: message.header.count - known,
+            ..message.header
         };
         let mut payload = header.encode().to_vec();
-        let body = frame.found.body(frame.payload, 0..frame.found.blocks.len());
+        let body = message.found.body(message.payload, 0..message.found.blocks.len());
         let mut found = Found::default();
         let samples_max = header.count as usize;
         if cut::without_first(body, known as usize, &mut payload).is_ok()
             && relay::scan(&payload, samples_max, &mut found).is_ok()
         {
-            let rest = RelayedFrame { header, payload: &payload, found: &found, received: frame.received };
-            self.relay_frame(info, &rest, now);
+            let rest =
+                RelayedMessage { header, payload: &payload, found: &found, received: message.received };
+            self.relay_message(info, &rest, now);
+        } else {
+            self.metrics.counters.relays_refused[RelayRefusal::Malformed] += 1;
         }
     }
 
@@ -430,6 +433,8 @@ impl Hub {
             };
             let silent = channel.last_published().is_none_or(|published| published <= at);
             if silent {
+                // After a pause of the process something may be due that a head must not overtake.
+                self.cross_now(id, now);
                 self.send_head(id, now);
             }
             self.quiet.push(Silence { id, at: now.at, heads: if silent { heads + 1 } else { 0 } });

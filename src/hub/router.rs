@@ -39,7 +39,7 @@ pub const PUBLISH_CREDIT_KIB: usize = 8 << 10;
 /// channels with small frames, or 32 MiB of large ones.
 pub const FRAME_CREDIT_KIB: usize = 32 << 10;
 
-/// Frames of other servers on their way to one worker, in KiB, each at least one. More are lost, which their streams' homes find.
+/// Messages of other servers on their way to one worker, in KiB, each at least one. More are lost, which their streams' homes find.
 pub const RELAY_CREDIT_KIB: usize = 32 << 10;
 
 /// Tokens of an inbox: the two bounds above, and room for what the limits of connections bound.
@@ -212,7 +212,7 @@ pub enum ToWorker {
     Stop,
 }
 
-/// A frame of another server's stream, as the broker gave it.
+/// A message of another server's stream, as the broker gave it.
 #[derive(Debug)]
 pub struct Relayed {
     /// The name that its topic stands for.

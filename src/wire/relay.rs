@@ -1,5 +1,5 @@
-//! What crosses between servers: a sealed frame as the payload of a broker's message (`proto/cluster.proto`), written
-//! around a frame's blocks as they are, and checked to the last sample when it comes. Never knows a broker or a topic.
+//! What crosses between servers: sealed frames as the payload of a broker's message (`proto/cluster.proto`), written
+//! around their blocks as they are, and checked to the last sample when it comes. Never knows a broker or a topic.
 //!
 //! A payload is from outside, whoever wrote it: what [`scan`] takes can be relayed to clients as it is, with a frame's header in
 //! front of it.
@@ -42,7 +42,7 @@ impl<'de> Deserialize<'de> for NodeId {
 /// What a payload says about its samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayHeader {
-    /// Who sealed the frame.
+    /// Who sealed the frames.
     pub node: NodeId,
     /// The life of the stream's sequence.
     pub epoch: u32,
@@ -50,7 +50,7 @@ pub struct RelayHeader {
     pub seq: Seq,
     /// Samples in all blocks together.
     pub count: u32,
-    /// When the frame was sealed, nanoseconds since the Unix epoch.
+    /// When the first frame was sealed, nanoseconds since the Unix epoch.
     pub flushed_ns: u64,
 }
 

@@ -26,9 +26,9 @@ if ARGV[1] == 'newest' then from = '+' end
 while not done do
   local part
   if ARGV[1] == 'newest' then
-    part = redis.call('XREVRANGE', key, from, '-', 'COUNT', 8)
+    part = redis.call('XREVRANGE', key, from, '-', 'COUNT', 4)
   else
-    part = redis.call('XRANGE', key, from, '+', 'COUNT', 8)
+    part = redis.call('XRANGE', key, from, '+', 'COUNT', 4)
   end
   if #part == 0 then break end
   for _, entry in ipairs(part) do
