@@ -1,8 +1,9 @@
 //! A message of another server, as a broker delivers it, whoever wrote it: what is taken can be relayed to clients as it is.
 
 use prost::Message as _;
+use tidewire::history::cut;
 use tidewire::wire::encode::{self, FrameHeader};
-use tidewire::wire::relay::{self, Found};
+use tidewire::wire::relay::{self, Found, RelayHeader};
 use tidewire::wire::{ChannelId, proto};
 
 use super::publish::SAMPLES_MAX;
@@ -17,6 +18,8 @@ pub fn check(data: &[u8]) {
     let Ok(header) = scanned else { return };
     assert!(header.node.0 > 0 && header.epoch > 0 && header.seq > 0);
     assert!(header.seq.checked_add(u64::from(header.count)).is_some());
+
+    check_cut(header, found.body(data, 0..found.blocks.len()));
 
     let header = FrameHeader {
         channel: ChannelId(7),
@@ -46,4 +49,16 @@ pub fn check(data: &[u8]) {
             assert!(sample.value.is_some());
         }
     }
+}
+
+/// What is left when the first samples are known already is taken like the whole.
+fn check_cut(header: RelayHeader, body: &[u8]) {
+    let known = header.count / 2;
+    let rest =
+        RelayHeader { seq: header.seq + u64::from(known), count: header.count - known, ..header };
+    let mut payload = rest.encode().to_vec();
+    cut::without_first(body, known as usize, &mut payload).expect("the scan has taken it");
+    let mut found = Found::default();
+    let scanned = relay::scan(&payload, SAMPLES_MAX, &mut found);
+    assert_eq!(scanned, Ok(rest));
 }
