@@ -54,8 +54,7 @@ pub fn check(data: &[u8]) {
 /// What is left when the first samples are known already is taken like the whole.
 fn check_cut(header: RelayHeader, body: &[u8]) {
     let known = header.count / 2;
-    let rest =
-        RelayHeader { seq: header.seq + u64::from(known), count: header.count - known, ..header };
+    let rest = RelayHeader { seq: header.seq + u64::from(known), count: header.count - known, ..header };
     let mut payload = rest.encode().to_vec();
     cut::without_first(body, known as usize, &mut payload).expect("the scan has taken it");
     let mut found = Found::default();
