@@ -54,10 +54,11 @@ pub fn check(data: &[u8]) {
 /// What is left when the first samples are known already is taken like the whole.
 fn check_cut(header: RelayHeader, body: &[u8]) {
     let known = header.count / 2;
+    if header.count == 0 {
+        return;
+    }
+    let payload = cut::relay_without_first(header, body, known).expect("the scan has taken it");
     let rest = RelayHeader { seq: header.seq + u64::from(known), count: header.count - known, ..header };
-    let mut payload = rest.encode().to_vec();
-    cut::without_first(body, known as usize, &mut payload).expect("the scan has taken it");
     let mut found = Found::default();
-    let scanned = relay::scan(&payload, SAMPLES_MAX, &mut found);
-    assert_eq!(scanned, Ok(rest));
+    assert_eq!(relay::scan(&payload, SAMPLES_MAX, &mut found), Ok(rest));
 }

@@ -2,6 +2,7 @@
 //! decodes a sample, never allocates but for what it makes.
 
 use crate::wire::decode::{DecodeError, SampleSpan, next_block, scan_content};
+use crate::wire::relay::RelayHeader;
 use crate::wire::{encode, seal};
 
 /// The most samples of a block: that of any message.
@@ -35,6 +36,18 @@ pub fn without_first(mut body: &[u8], mut skip: usize, out: &mut Vec<u8>) -> Res
     }
     out.extend_from_slice(body);
     Ok(())
+}
+
+/// A relay without its first `skip` samples, of which it has more: header and body.
+///
+/// # Errors
+/// It is no body of a frame.
+pub fn relay_without_first(header: RelayHeader, body: &[u8], skip: u32) -> Result<Vec<u8>, DecodeError> {
+    debug_assert!(skip < header.count, "something is left");
+    let rest = RelayHeader { seq: header.seq + u64::from(skip), count: header.count - skip, ..header };
+    let mut payload = rest.encode().to_vec();
+    without_first(body, skip as usize, &mut payload)?;
+    Ok(payload)
 }
 
 /// How many samples of a body were received before an instant, in the order in which they were published: the first one that was

@@ -361,24 +361,15 @@ impl Hub {
     /// The first samples of a message were there already, and the rest is new: this server was killed while it wrote them to its disk, or
     /// the other one, and joined its frames otherwise.
     fn relay_rest(&mut self, info: &Arc<ChannelInfo>, message: &RelayedMessage<'_>, known: u32, now: Now) {
-        let header = RelayHeader {
-            seq: message.header.seq + u64::from(known),
-            count: message.header.count - known,
-            ..message.header
-        };
-        let mut payload = header.encode().to_vec();
         let body = message.found.body(message.payload, 0..message.found.blocks.len());
+        let payload = cut::relay_without_first(message.header, body, known).unwrap_or_default();
         let mut found = Found::default();
-        let samples_max = header.count as usize;
-        if cut::without_first(body, known as usize, &mut payload).is_ok()
-            && relay::scan(&payload, samples_max, &mut found).is_ok()
-        {
-            let rest =
-                RelayedMessage { header, payload: &payload, found: &found, received: message.received };
-            self.relay_message(info, &rest, now);
-        } else {
+        let Ok(header) = relay::scan(&payload, message.found.spans.len(), &mut found) else {
             self.metrics.counters.relays_refused[RelayRefusal::Malformed] += 1;
-        }
+            return;
+        };
+        let rest = RelayedMessage { header, payload: &payload, found: &found, received: message.received };
+        self.relay_message(info, &rest, now);
     }
 
     fn tell_missed(&self, channel: ChannelId, upto: Seq, now: Now) {
